@@ -81,8 +81,8 @@ class BuildExtensions(build_ext):
                 if REQUIRED:
                     raise
                 failures.append(error)
+                self.extensions = [other for other in self.extensions if other is not ext]
         if failures:
-            self.extensions = []
             warn_that_the_install_is_pure(failures)
 
     def rebuild_if_the_switches_changed(self) -> None:
