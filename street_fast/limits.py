@@ -1,0 +1,134 @@
+"""Every limit of the server in one frozen object: its value, its unit, its reason, and who else uses it.
+
+A name ends in its unit: ``_s`` seconds, ``_bytes`` bytes, ``_per_second`` a rate; anything else is a count.
+``None`` switches a limit off, where the annotation allows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from street_fast.errors import ConfigurationError
+
+__all__ = ["DEFAULT_LIMITS", "Limits"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """All limits of a server. Raises ConfigurationError for a value that makes no sense."""
+
+    # --- HTTP and the opening handshake ---
+    handshake_timeout_s: float = 10.0
+    """From accept to the answer, TLS and authenticate() included; bytes do not extend it. websockets, uWS: 10."""
+    unfinished_handshakes: int = 1_000
+    """Above it, handshakes older than a second are dropped, oldest first, so that new ones get through."""
+    request_head_bytes: int = 16_384
+    """Request line and headers together: room for a cookie and a JWT. uWS 4,096; h11 16 KiB."""
+    request_line_bytes: int = 8_192
+    """One header line, or the request target. websockets 8,192; aiohttp 8,190."""
+    request_headers: int = 100
+    """uWS 100; websockets and aiohttp 128."""
+    request_body_bytes: int = 1_048_576
+    """Body of a POST. aiohttp 1 MiB."""
+    keep_alive_timeout_s: float = 15.0
+    """An HTTP connection without a request. uvicorn 5; nginx 75."""
+
+    # --- messages in ---
+    message_bytes: int = 524_288
+    """One message, refused on the declared length. StreetJS 512 KiB; websockets 1 MiB; uWS 16 KiB."""
+    event_bytes: int = 65_536
+    """One typed event of a StreetSocket. Centrifugo 64 KiB."""
+    json_depth: int = 32
+    """Nesting of a JSON event."""
+    fragments: int = 1_024
+    """Frames of one message. aiohttp 1,024; the 131,072 of ws proved too high (ws#2331)."""
+    assembly_timeout_s: float = 60.0
+    """From the first byte of a message to its last."""
+    control_frames_per_second: float = 50.0
+    """Sustained pings and pongs of a peer."""
+    control_frames_burst: int = 100
+    """Pings and pongs at once; keeps Autobahn 2.10 and 2.11 working."""
+    messages_per_second: float | None = 20.0
+    """Events of one StreetSocket. StreetJS 20."""
+    messages_burst: int = 40
+    """Events of one StreetSocket at once."""
+    bytes_per_second: int | None = 262_144
+    """Event bytes of one StreetSocket."""
+    rate_grace_s: float = 5.0
+    """A StreetSocket above its rate gets errors; one that stays above it this long is closed with 4029."""
+    inbox_messages: int = 32
+    """Events that wait behind a slow handler before reading pauses. uvicorn 32; websockets 16."""
+    malformed_messages: int = 10
+    """Events that cannot be decoded, in a row, before the socket is closed with 1008."""
+
+    # --- life of a connection ---
+    ping_interval_s: float | None = 25.0
+    """A ping goes out after this silence. socket.io and Centrifugo 25; websockets 20."""
+    pong_timeout_s: float = 20.0
+    """Silence after a ping that ends the connection. socket.io and websockets 20."""
+    close_timeout_s: float = 10.0
+    """From our close frame to the end, whatever the peer sends. websockets, aiohttp 10; ws 30."""
+    abort_timeout_s: float = 2.0
+    """The same after a violation, an eviction or the end of a drain."""
+
+    # --- messages out ---
+    write_soft_bytes: int = 65_536
+    """Bytes not yet taken: above it drain() waits, droppable messages are dropped. asyncio, uWS 64 KiB."""
+    write_hard_bytes: int = 1_048_576
+    """Bytes not yet taken that evict a slow consumer (4008). Centrifugo 1 MiB."""
+    write_stall_timeout_s: float = 10.0
+    """Time without a byte taken that evicts a slow consumer. NATS write deadline 10."""
+
+    # --- channels ---
+    channel_name_bytes: int = 255
+    """Centrifugo 255."""
+    channels_per_connection: int = 128
+    """Centrifugo 128; Phoenix 100 (after CVE-2026-56811)."""
+    channel_messages_per_second: float | None = 200.0
+    """Client messages of one channel. StreetJS 200."""
+    presence_info_bytes: int = 1_024
+    """What a member tells about itself, as JSON."""
+    listeners_per_event: int = 64
+    """Handlers of one event on one StreetSocket; more is a leak."""
+
+    # --- shutdown ---
+    shutdown_timeout_s: float = 30.0
+    """close() to the last connection. Phoenix, Centrifugo 30."""
+    shutdown_batch: int = 500
+    """Connections told to go at once, so that they do not all come back at once."""
+    shutdown_batch_interval_s: float = 0.1
+    """Pause between two batches."""
+    retry_hint_s: float = 10.0
+    """Upper end of the random delay that a close with 1012 suggests to the client."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            optional = "None" in str(field.type)
+            if value is None and optional:
+                continue
+            kinds = (int,) if str(field.type).startswith("int") else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                kind = "a whole number" if kinds == (int,) else "a number"
+                raise ConfigurationError(
+                    f"Limits.{field.name}={value!r}: must be {kind}{' or None' if optional else ''}"
+                )
+            if not (0 < value < math.inf):
+                raise ConfigurationError(
+                    f"Limits.{field.name}={value!r}: must be above 0"
+                    f"{' (None switches it off)' if optional else ''}"
+                )
+        for low, high in (
+            ("write_soft_bytes", "write_hard_bytes"),
+            ("request_line_bytes", "request_head_bytes"),
+            ("event_bytes", "message_bytes"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigurationError(
+                    f"Limits.{low}={getattr(self, low)} is above Limits.{high}={getattr(self, high)}; "
+                    f"it must be at most that"
+                )
+
+
+DEFAULT_LIMITS = Limits()
