@@ -1,0 +1,219 @@
+"""The wire: the JSON envelope ``{"type", "channel"?, "data"?, "ts"?, "id"?}``, and nothing else knows the JSON.
+
+In: `decode` reads the envelope with one msgspec decoder; ``data`` stays raw until somebody wants it, and is then
+decoded to the type that is wanted (`decode_data`). ``payload`` is accepted for ``data``: StreetJS sockets send it.
+
+Out: a `Message` is written once by orjson and framed once, whatever the number of its readers. ``data`` may be
+anything orjson writes (str, int, dict, list, dataclass, datetime, UUID, ...), a msgspec Struct or whatever else
+msgspec writes, or a `msgspec.Raw`, which is spliced in as it is.
+
+`decode` wants valid UTF-8, which is what a WebSocket text message is; it does not look for bad bytes inside
+``data``. A Raw keeps the whole message that it was cut from alive.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+import orjson
+
+from street_fast._core import Frame
+from street_fast.errors import ConfigurationError, StreetError
+from street_fast.limits import DEFAULT_LIMITS
+
+__all__ = [
+    "UNSET",
+    "Envelope",
+    "ErrorCode",
+    "MalformedMessage",
+    "Message",
+    "decode",
+    "decode_data",
+    "decoder_for",
+    "encode",
+    "error_message",
+]
+
+UNSET: Final = msgspec.UNSET
+
+ErrorCode: TypeAlias = Literal[
+    "bad_request",
+    "unauthorized",
+    "forbidden",
+    "rate_limited",
+    "limit_exceeded",
+    "not_subscribed",
+    "unavailable",
+    "unknown",
+]
+"""What an ``error`` event may say; a closed set."""
+
+# Ids are echoed in replies. 2**53 - 1 is what JavaScript counts to; anything longer is no id.
+_Id: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)] | Annotated[str, msgspec.Meta(max_length=64)] | None
+)
+
+
+class MalformedMessage(StreetError, ValueError):
+    """The peer sent something that is not JSON, not an envelope, or not the data that a handler declared."""
+
+    code = "bad_request"
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """One message of a client. Fields that are not named here are ignored."""
+
+    type: str
+    channel: str | None = None
+    data: msgspec.Raw | msgspec.UnsetType = UNSET
+    payload: msgspec.Raw | msgspec.UnsetType = UNSET
+    id: _Id = None
+
+    @property
+    def raw_data(self) -> msgspec.Raw | msgspec.UnsetType:
+        """``data``, or else its StreetJS name ``payload``; UNSET when there is neither."""
+        return self.payload if self.data is UNSET else self.data
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+
+
+def decode(data: bytes, max_depth: int = DEFAULT_LIMITS.json_depth) -> Envelope:
+    """The envelope in `data`, a whole text message.
+
+    Raises:
+        MalformedMessage: not JSON, not an envelope, or nested deeper than `max_depth` arrays and objects.
+    """
+    try:
+        envelope = _decode_envelope(data)
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(str(error)) from None
+    except RecursionError:
+        raise MalformedMessage(f"JSON is nested deeper than {max_depth} levels") from None
+    # A text with few brackets cannot be deep; that is nearly every text.
+    if data.count(b"[") + data.count(b"{") > max_depth and not _fits_depth(data, max_depth):
+        raise MalformedMessage(f"JSON is nested deeper than {max_depth} levels")
+    return envelope
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACES_TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKET = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def _fits_depth(data: bytes, max_depth: int) -> bool:
+    """Whether `data`, which is valid JSON, nests at most `max_depth` deep. Each round peels the innermost level."""
+    brackets = _STRING.sub(b"", data).translate(_BRACES_TO_BRACKETS, _NO_BRACKET)
+    for _ in range(max_depth):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=1024)
+def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
+    """The decoder of data of type `kind`: a Struct, dataclass, TypedDict, builtin, or Any.
+
+    Raises:
+        ConfigurationError: msgspec cannot decode JSON to `kind`.
+    """
+    try:
+        fits = not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
+        if fits:
+            return msgspec.json.Decoder(kind)
+        why = "it is no Struct, dataclass, TypedDict or builtin type"
+    except (TypeError, NameError) as error:
+        why = str(error)
+    raise ConfigurationError(f"type={kind!r}: msgspec cannot decode JSON to it ({why})")
+
+
+_NULL = b"null"
+
+
+def decode_data(raw: msgspec.Raw | msgspec.UnsetType, kind: Any = Any) -> Any:
+    """`raw` as a `kind`; data that is absent counts as null.
+
+    Raises:
+        MalformedMessage: the data does not fit; the sentence says where.
+    """
+    try:
+        return decoder_for(kind).decode(_NULL if raw is UNSET else raw)
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(f"data does not fit: {error}") from None
+    except RecursionError:
+        raise MalformedMessage("data does not fit: nested too deeply") from None
+
+
+def _encode_other(value: object) -> orjson.Fragment:
+    if type(value) is msgspec.Raw:
+        return orjson.Fragment(bytes(value))
+    return orjson.Fragment(msgspec.json.encode(value))
+
+
+def encode(value: object) -> bytes:
+    """`value` as JSON. Raises TypeError for what neither orjson nor msgspec writes."""
+    return orjson.dumps(value, default=_encode_other)
+
+
+class Message:
+    """One message to clients, for any number of them. Treat it as frozen, and its data too.
+
+    `ts` is milliseconds since the epoch; `data` is UNSET when the message has none.
+    """
+
+    __slots__ = ("_frame", "_json", "channel", "data", "id", "ts", "type")
+
+    def __init__(
+        self,
+        type: str,
+        channel: str | None = None,
+        data: object = UNSET,
+        ts: int | None = None,
+        id: int | str | None = None,
+    ) -> None:
+        self.type = type
+        self.channel = channel
+        self.data = data
+        self.ts = ts
+        self.id = id
+        self._json: bytes | None = None
+        self._frame: Frame | None = None
+
+    @property
+    def json(self) -> bytes:
+        """The JSON, built at the first call. Raises TypeError if `data` cannot be written."""
+        json = self._json
+        if json is None:
+            envelope: dict[str, object] = {"type": self.type}
+            if self.channel is not None:
+                envelope["channel"] = self.channel
+            if self.data is not UNSET:
+                envelope["data"] = self.data
+            if self.ts is not None:
+                envelope["ts"] = self.ts
+            if self.id is not None:
+                envelope["id"] = self.id
+            json = self._json = encode(envelope)
+        return json
+
+    @property
+    def frame(self) -> Frame:
+        """The text frame around `json`, built at the first call and shared by all who get it."""
+        frame = self._frame
+        if frame is None:
+            frame = self._frame = Frame.text(self.json)
+        return frame
+
+    def __repr__(self) -> str:
+        return f"<Message {self.type!r}{'' if self.channel is None else f' channel={self.channel!r}'}>"
+
+
+def error_message(
+    code: ErrorCode, message: str, *, id: int | str | None = None, channel: str | None = None
+) -> Message:
+    """``{"type":"error","id"?,"channel"?,"data":{"code","message"}}``."""
+    return Message("error", channel, {"code": code, "message": message}, None, id)

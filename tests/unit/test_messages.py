@@ -1,0 +1,290 @@
+"""The JSON envelope: what is accepted, what is refused, and what goes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import random
+import uuid
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+
+from street_fast.errors import ConfigurationError
+from street_fast.messages import (
+    UNSET,
+    MalformedMessage,
+    Message,
+    decode,
+    decode_data,
+    decoder_for,
+    encode,
+    error_message,
+)
+
+
+SOME_TIME = datetime.datetime(2024, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int = 0
+
+
+class Cursor(TypedDict):
+    line: int
+
+
+@dataclasses.dataclass
+class Move:
+    by: int
+
+
+# --- in ---------------------------------------------------------------------------------------------------------
+
+
+def test_envelope_fields() -> None:
+    envelope = decode(b'{"type":"chat","channel":"room","data":{"text":"hi"},"id":7,"extra":[1]}')
+    assert (envelope.type, envelope.channel, envelope.id) == ("chat", "room", 7)
+    assert decode_data(envelope.raw_data) == {"text": "hi"}
+
+
+def test_only_type_is_required() -> None:
+    envelope = decode(b'{"type":"pong"}')
+    assert envelope.channel is None
+    assert envelope.id is None
+    assert envelope.raw_data is UNSET
+
+
+def test_data_stays_raw_to_the_byte() -> None:
+    raw = decode(b'{"type":"x","data": {"a" : 1.50e0} }').raw_data
+    assert bytes(raw) == b'{"a" : 1.50e0}'  # type: ignore[arg-type]
+
+
+def test_payload_is_the_streetjs_name_of_data() -> None:
+    assert decode_data(decode(b'{"type":"x","payload":1}').raw_data) == 1
+    assert decode_data(decode(b'{"type":"x","payload":1,"data":2}').raw_data) == 2
+    assert decode_data(decode(b'{"type":"x","payload":1,"data":null}').raw_data) is None
+
+
+@pytest.mark.parametrize("id_", [0, -1, 2**53 - 1, "a", "", "x" * 64, None])
+def test_ids(id_: object) -> None:
+    assert decode(json.dumps({"type": "x", "id": id_}).encode()).id == id_
+
+
+@pytest.mark.parametrize("id_", [2**53, -(2**53), 10**40, "x" * 65, 1.5, True, [], {}])
+def test_ids_that_could_not_be_echoed_are_refused(id_: object) -> None:
+    with pytest.raises(MalformedMessage, match=r"\$\.id"):
+        decode(json.dumps({"type": "x", "id": id_}).encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        b"x",
+        b"[]",
+        b"null",
+        b'"type"',
+        b"{}",
+        b'{"type":1}',
+        b'{"type":null}',
+        b'{"type":"x"',
+        b'{"type":"x"} {}',
+        b'{"type":"x","channel":1}',
+        b'{"type":"x","data":}',
+        b'{"type":"x","data":[1,]}',
+        b'{"type":"x","data":01}',
+        b'{"type":"x","data":NaN}',
+        b'{"type":"x","data":"\\q"}',
+        b'{"type":"x","data":"a\nb"}',
+        b'{"type":"x","data":"\\ud800"}',
+        b'{"type":"x","data":[1}}',
+        b"{'type':'x'}",
+        b'\xef\xbb\xbf{"type":"x"}',
+    ],
+)
+def test_malformed(text: bytes) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        decode(text)
+    assert str(caught.value)
+    assert caught.value.code == "bad_request"
+
+
+def nested(depth: int, opening: str = "[") -> bytes:
+    """An envelope that nests `depth` deep, itself included."""
+    inner = "1"
+    for _ in range(depth - 1):
+        inner = f"[{inner}]" if opening == "[" else f'{{"k":{inner}}}'
+    return f'{{"type":"x","data":{inner}}}'.encode()
+
+
+@pytest.mark.parametrize("opening", ["[", "{"])
+def test_depth(opening: str) -> None:
+    assert decode(nested(32, opening)).type == "x"
+    with pytest.raises(MalformedMessage, match="deeper than 32"):
+        decode(nested(33, opening))
+
+
+def test_depth_is_counted_in_what_is_ignored_too() -> None:
+    with pytest.raises(MalformedMessage, match="deeper than 3"):
+        decode(b'{"type":"x","ignored":[[[1]]]}', 3)
+
+
+@pytest.mark.parametrize("depth", [1_000, 30_000])
+def test_depth_that_would_exhaust_the_stack(depth: int) -> None:
+    with pytest.raises(MalformedMessage, match="deeper than 32"):
+        decode(nested(depth))
+    with pytest.raises(MalformedMessage):
+        decode(b'{"type":"x","data":' + b"[" * depth)
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    assert decode(json.dumps({"type": "x", "data": '[{"\\' * 100 + '"'}).encode(), 2).type == "x"
+
+
+def test_many_brackets_side_by_side_do_not_nest() -> None:
+    assert decode(json.dumps({"type": "x", "data": [{"a": []}] * 1_000}).encode(), 4).type == "x"
+    with pytest.raises(MalformedMessage):
+        decode(json.dumps({"type": "x", "data": [{"a": []}] * 1_000}).encode(), 3)
+
+
+def depth_of(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + max((depth_of(item) for item in value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max((depth_of(item) for item in value), default=0)
+    return 0
+
+
+def test_depth_against_a_model() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed={seed}")
+    rand = random.Random(seed)
+
+    def value(budget: int) -> object:
+        kind = rand.randrange(4) if budget else 0
+        if kind == 1:
+            return [value(budget - 1) for _ in range(rand.randrange(4))]
+        if kind == 2:
+            keys = [rand.choice(["a", "[", '"', "\\", "{}"]) + str(i) for i in range(rand.randrange(4))]
+            return {key: value(budget - 1) for key in keys}
+        return rand.choice([1, None, "", '"[', "\\", '\\"{', "]]]", "ä[["])
+
+    for _ in range(300):
+        document = {"type": "x", "data": value(6)}
+        text = json.dumps(document, ensure_ascii=rand.random() < 0.5).encode()
+        depth = depth_of(document)
+        decode(text, depth)
+        if depth > 1:
+            with pytest.raises(MalformedMessage):
+                decode(text, depth - 1)
+
+
+# --- data to a type ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (Point, b'{"x":1}', Point(1, 0)),
+        (Move, b'{"by":2}', Move(2)),
+        (Cursor, b'{"line":3}', {"line": 3}),
+        (dict, b'{"a":[1]}', {"a": [1]}),
+        (list[int], b"[1,2]", [1, 2]),
+        (str, b'"s"', "s"),
+        (datetime.datetime, b'"2024-01-02T03:04:05Z"', SOME_TIME),
+        (Any, b"[null]", [None]),
+    ],
+)
+def test_decode_data(kind: Any, text: bytes, value: object) -> None:
+    assert decode_data(msgspec.Raw(text), kind) == value
+
+
+def test_absent_data_is_null() -> None:
+    assert decode_data(UNSET) is None
+    assert decode_data(UNSET, Point | None) is None
+    with pytest.raises(MalformedMessage, match="data does not fit: Expected `object`, got `null`"):
+        decode_data(UNSET, Point)
+
+
+def test_data_that_does_not_fit_says_where() -> None:
+    with pytest.raises(MalformedMessage, match=r"Expected `int`, got `str` - at `\$\.x`"):
+        decode_data(msgspec.Raw(b'{"x":"1"}'), Point)
+
+
+def test_decoders_are_cached() -> None:
+    assert decoder_for(Point) is decoder_for(Point)
+
+
+class NotData:
+    pass
+
+
+class Unresolvable(msgspec.Struct):
+    x: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize("kind", [NotData, Unresolvable])
+def test_types_that_json_cannot_become(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match=kind.__name__):
+        decoder_for(kind)
+
+
+# --- out --------------------------------------------------------------------------------------------------------
+
+
+def test_message_json() -> None:
+    message = Message("chat", channel="room", data={"text": "ä"}, ts=5, id=1)
+    assert message.json == '{"type":"chat","channel":"room","data":{"text":"ä"},"ts":5,"id":1}'.encode()
+
+
+def test_message_leaves_out_what_it_has_not() -> None:
+    assert Message("ping").json == b'{"type":"ping"}'
+    assert Message("x", data=None).json == b'{"type":"x","data":null}'
+    assert Message("x", ts=0, id=0).json == b'{"type":"x","ts":0,"id":0}'
+
+
+def test_message_is_built_once() -> None:
+    message = Message("x", data=[1])
+    assert message.json is message.json
+    assert message.frame is message.frame
+    assert message.frame.payload == message.json
+    assert message.frame.opcode == 1
+
+
+def test_raw_data_is_spliced_in_as_it_is() -> None:
+    raw = decode(b'{"type":"x","data":{ "a":1.0 }}').raw_data
+    assert Message("y", data=raw).json == b'{"type":"y","data":{ "a":1.0 }}'
+    assert Message("y", data={"inner": [raw]}).json == b'{"type":"y","data":{"inner":[{ "a":1.0 }]}}'
+
+
+def test_everything_that_applications_send() -> None:
+    day = datetime.date(2024, 1, 2)
+    key = uuid.UUID(int=1)
+    value = {"struct": Point(1), "move": Move(2), "day": day, "key": key, "set": {3}, "raw": msgspec.Raw(b"[4]")}
+    assert json.loads(encode(value)) == {
+        "struct": {"x": 1, "y": 0},
+        "move": {"by": 2},
+        "day": "2024-01-02",
+        "key": str(key),
+        "set": [3],
+        "raw": [4],
+    }
+
+
+def test_data_that_cannot_be_written() -> None:
+    with pytest.raises(TypeError, match="NotData"):
+        Message("x", data={"a": NotData()}).json  # noqa: B018
+
+
+def test_error_message() -> None:
+    assert json.loads(error_message("bad_request", "no", id="7").json) == {
+        "type": "error",
+        "id": "7",
+        "data": {"code": "bad_request", "message": "no"},
+    }
+    assert json.loads(error_message("forbidden", "no", channel="c").json)["channel"] == "c"
