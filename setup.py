@@ -6,6 +6,7 @@ package knows two configurations only, compiled and pure. Switches, in the envir
 
 * ``STREET_FAST_REQUIRE_EXTENSIONS=1``: a failed compile is an error. Otherwise it is a loud warning, and the package
   is installed without the extensions and runs as pure Python.
+* ``STREET_FAST_PURE_BUILD=1``: leave the extensions out, and make a wheel for any platform.
 * ``STREET_FAST_DEBUG_BUILD=1``: bounds checks, assertions, no optimisation, debug symbols.
 * ``STREET_FAST_SANITIZE=address,undefined``: the compiler's sanitizers, by their names for ``-fsanitize=``.
 
@@ -38,6 +39,7 @@ def switch(name: str) -> bool:
 
 
 REQUIRED = switch("STREET_FAST_REQUIRE_EXTENSIONS")
+PURE = switch("STREET_FAST_PURE_BUILD")
 DEBUG = switch("STREET_FAST_DEBUG_BUILD")
 SANITIZE = os.environ.get("STREET_FAST_SANITIZE", "")
 
@@ -123,6 +125,6 @@ def warn_that_the_install_is_pure(failures: list[Exception]) -> None:
 
 
 setup(
-    ext_modules=[extension(name, source) for name, source in SOURCES.items() if (ROOT / source).exists()],
+    ext_modules=[] if PURE else [extension(*item) for item in SOURCES.items() if (ROOT / item[1]).exists()],
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -1,0 +1,72 @@
+# The verbs of the repository. Each does all that it needs, from a fresh clone: a virtual environment in .venv,
+# the packages in it, the C extensions in place. Stamp files in .venv keep a second run quick.
+#
+# Another interpreter for .venv: make clean && make PYTHON=python3.13 test
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTENSION_SOURCES := $(wildcard street_fast/*.pyx street_fast/*.pxd street_fast/*.h) street_fast/_wheel_py.py
+# requires = ["a", "b"] of pyproject.toml, as words for the shell
+BUILD_REQUIRES := $(shell sed -n '/^requires = /{s/.*\[//;s/[],]//g;p;}' pyproject.toml)
+
+export PYTHON STREET_FAST_REQUIRE_EXTENSIONS = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help chat test pure lint bench wheel clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 15
+
+chat: $(VENV)/built ## run the demo chat at http://127.0.0.1:3000
+	@$(BIN)/street-fast demo
+
+test: $(VENV)/dev $(VENV)/built ## all tests, over the compiled build and then over the pure one
+	@$(WITH_BROWSER) $(PYTEST) && STREET_FAST_PURE=1 $(PYTEST)
+
+pure: $(VENV)/dev ## all tests over the pure-Python build only
+	@$(WITH_BROWSER) STREET_FAST_PURE=1 $(PYTEST)
+
+lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary --strict street_fast
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/check_stubs.sh
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint street_fast
+
+bench: $(VENV)/bench $(VENV)/built ## the micro benchmarks and the load bench (bench/README.md)
+	@$(BIN)/python -m pytest -q bench/micro --benchmark-only
+
+wheel: $(VENV)/wheel ## sdist and manylinux wheel in dist/, tried in a clean environment without a compiler
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/build_wheel.sh
+
+clean: ## remove .venv and everything that was built
+	@rm -rf $(VENV) build dist street_fast.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -f street_fast/*.so street_fast/*.c
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+PYTEST = $(BIN)/python -m pytest -q
+# Where there is a Chromium (or can be), the browser tests must run; where there is none, they are skipped.
+WITH_BROWSER = chromium=$$(sh tools/install_browser.sh) && export STREET_FAST_CHROMIUM="$$chromium" &&
+
+$(VENV)/made: tools/make_venv.sh
+	@sh tools/make_venv.sh $(VENV)
+	@$(PIP) install -q $(BUILD_REQUIRES)
+	@touch $@
+
+# The package itself is installed in editable form without its extensions; `built` compiles those in place.
+INSTALL = STREET_FAST_REQUIRE_EXTENSIONS=0 STREET_FAST_PURE_BUILD=1 $(PIP) install -q --no-build-isolation -e
+
+$(VENV)/installed: $(VENV)/made pyproject.toml
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/dev $(VENV)/bench $(VENV)/wheel: $(VENV)/installed
+	@$(INSTALL) '.[$(@F)]'
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed setup.py $(EXTENSION_SOURCES)
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

@@ -1,0 +1,157 @@
+"""The package as it is built and described: one version, all files, no undeclared dependency, one set of extensions."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+import street_fast
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "street_fast"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTENSIONS = {"_frames": "_frames.pyx", "_wheel": "_wheel_py.py", "_connection": "_connection.pyx"}
+
+
+def distribution_name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
+
+
+def setup(*arguments: str, **switches: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREET_FAST_")}
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", *arguments],
+        cwd=ROOT,
+        env=environment | switches,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_version_is_the_same_everywhere():
+    changelog = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changelog is not None
+    assert {PROJECT["version"], street_fast.__version__, changelog[1]} == {PROJECT["version"]}
+
+
+def test_supported_pythons_agree():
+    classified = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.fullmatch(r"Programming .* :: 3\.\d+", c)}
+    wheels = {f"3.{minor}" for minor in re.findall(r"cp3(\d+)-", PYPROJECT["tool"]["cibuildwheel"]["build"])}
+    assert classified == wheels
+    oldest = min(classified, key=lambda version: int(version.split(".")[1]))
+    assert PROJECT["requires-python"] == f">={oldest}"
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+
+
+def test_the_command_exists():
+    for target in PROJECT["scripts"].values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_dev_extra_can_build_in_place():
+    assert set(PYPROJECT["build-system"]["requires"]) <= set(PROJECT["optional-dependencies"]["dev"])
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_has_source_interface_stub_and_twin(name):
+    for file in (EXTENSIONS[name], f"{name}.pxd", f"{name}.pyi", f"{name}_py.py"):
+        assert (PACKAGE / file).is_file(), file
+
+
+def test_every_import_is_declared():
+    declared = {distribution_name(r) for r in PROJECT["dependencies"]}
+    extras = {name: {distribution_name(r) for r in reqs} for name, reqs in PROJECT["optional-dependencies"].items()}
+    # What an integration imports is installed by the extra of its name.
+    undeclared = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        allowed = declared | set(sys.stdlib_module_names) | {"street_fast"}
+        if path.parent.name in ("integrations", "backplanes"):
+            allowed |= extras.get(path.stem, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            undeclared += [
+                f"{path.relative_to(ROOT)}:{node.lineno}: {n}" for n in names if n.split(".")[0] not in allowed
+            ]
+    assert undeclared == []
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> set[str]:
+    """Names of the files in the source distribution, without its top folder."""
+    out = tmp_path_factory.mktemp("sdist")
+    result = setup("egg_info", "--egg-base", str(out), "sdist", "--dist-dir", str(out))
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
+        return {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
+
+
+def test_the_sdist_can_be_built_and_tested(sdist):
+    here = {
+        path.relative_to(ROOT).as_posix() for folder in ("street_fast", "tests", "tools") for path in sources(folder)
+    }
+    assert here - sdist == set()
+    assert {"pyproject.toml", "setup.py", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"} <= sdist
+
+
+def test_the_sdist_has_nothing_generated(sdist):
+    assert [
+        name for name in sdist if re.search(r"(\.(so|pyd|o|pyc)|_frames\.c|_wheel(_py)?\.c|_connection\.c)$", name)
+    ] == []
+    assert [name for name in sdist if name.startswith((".venv", "build/", "dist/"))] == []
+
+
+def test_the_wheel_has_the_typed_package_and_the_demo(tmp_path):
+    result = setup(
+        *("egg_info", "--egg-base", str(tmp_path), "build", "--build-base", str(tmp_path / "build")),
+        *("bdist_wheel", "--dist-dir", str(tmp_path)),
+        STREET_FAST_PURE_BUILD="1",
+    )
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"street_fast-{PROJECT['version']}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        path.relative_to(ROOT).as_posix() for path in sources("street_fast") if path.suffix not in (".pyx", ".h")
+    }
+    assert packed == expected
+    assert {"street_fast/py.typed", "street_fast/_frames.pyi", "street_fast/demo/index.html"} <= packed
+
+
+def sources(folder: str) -> list[Path]:
+    """Files below `folder` that a person wrote."""
+    generated = {".so", ".pyd", ".pyc", ".o"}
+    return [
+        path
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in generated and "__pycache__" not in path.parts
+    ]
+
+
+@pytest.mark.parametrize("name", ["REQUIRE_EXTENSIONS", "DEBUG_BUILD", "PURE_BUILD"])
+def test_a_switch_of_the_build_is_0_or_1(name):
+    result = setup("--version", **{f"STREET_FAST_{name}": "yes"})
+    assert result.returncode != 0
+    assert f"STREET_FAST_{name} is 'yes'; it must be 0 or 1" in result.stderr
