@@ -1,7 +1,7 @@
 """Proves an installed street_fast: a real server echoes a message, and the extensions are the compiled ones.
 
-Needs nothing but the installed package. The client is a few lines of RFC 6455 on a plain socket, so that it cannot share
-a mistake with the server. Run it as ``python -I tools/smoke.py``: with -I the checkout is not importable.
+Needs nothing but the installed package. The client is a few lines of RFC 6455 on a plain socket, so that it cannot
+share a mistake with the server. Run it as ``python -I tools/smoke.py``: with -I the checkout is not importable.
 On Windows the package has no compiled build (the hot path is written for POSIX), and this expects the pure one.
 """
 
@@ -65,7 +65,9 @@ async def main() -> None:
         if not resources.files(street_fast).joinpath(name).is_file():
             sys.exit(f"smoke.py: {name} is missing from {Path(street_fast.__file__).parent}")
     build = "compiled" if _core.COMPILED else "pure"
-    print(f"smoke.py: street_fast {street_fast.__version__} ({build}) echoed a message on Python {sys.version.split()[0]}")
+    print(
+        f"smoke.py: street_fast {street_fast.__version__} ({build}) echoed a message on Python {sys.version.split()[0]}"
+    )
 
 
 asyncio.run(main())
