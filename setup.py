@@ -100,10 +100,14 @@ class BuildExtensions(build_ext):
     def generate_c(self, ext: Extension) -> list[str]:
         from Cython.Build import cythonize
 
+        # Cython looks for the types of a .py under the name of the source, and `_wheel.pxd` bears that of the module.
+        types = ROOT / f"{ext.name.replace('.', '/')}.pxd"
+        built = Path(self.get_ext_fullpath(ext.name))
+        stale = types.exists() and built.exists() and types.stat().st_mtime > built.stat().st_mtime
         (with_c,) = cythonize(
             [ext],
             build_dir="build/cython",
-            force=bool(self.force),
+            force=bool(self.force) or stale,
             language_level=3,
             compiler_directives={"boundscheck": DEBUG, "wraparound": DEBUG},
         )

@@ -1,10 +1,11 @@
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 __all__ = ["Timer", "TimerWheel"]
 
 @final
 class Timer:
+    def __init__(self, *args: object, **kwargs: object) -> NoReturn: ...
     def cancel(self) -> None: ...
     def reschedule(self, delay_s: float) -> None: ...
     @property
