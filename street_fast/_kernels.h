@@ -46,9 +46,15 @@ static inline int sf_mask_words(uint8_t *p, size_t n, uint64_t key) {
 
 #ifdef SF_HAVE_AVX2
 __attribute__((target("avx2"))) static int sf_mask_avx2(uint8_t *p, size_t n, uint64_t key) {
+    /* Stores that cross a cache line cost double, so the long run starts at a multiple of 32. */
+    const size_t lead = (size_t)(-(uintptr_t)p & 31);
+    const unsigned turn = (unsigned)(lead & 7) * 8;
+    int high = sf_mask_words(p, lead, key);
+    p += lead;
+    n -= lead;
+    if (turn) key = key >> turn | key << (64 - turn);
     const __m256i k = _mm256_set1_epi64x((long long)key);
     __m256i seen = _mm256_setzero_si256();
-    int high;
     for (; n >= 128; p += 128, n -= 128) {
         __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), k);
         __m256i b = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(p + 32)), k);
@@ -65,7 +71,7 @@ __attribute__((target("avx2"))) static int sf_mask_avx2(uint8_t *p, size_t n, ui
         _mm256_storeu_si256((__m256i *)p, a);
         seen = _mm256_or_si256(seen, a);
     }
-    high = _mm256_movemask_epi8(seen) != 0;
+    high |= _mm256_movemask_epi8(seen) != 0;
     return sf_mask_words(p, n, key) | high;
 }
 #endif

@@ -1,0 +1,87 @@
+"""The one switch between the compiled hot path and its pure-Python twin: all of it or none.
+
+``STREET_FAST_PURE=1`` in the environment chooses the twin; so does an installation without the extensions.
+Everything above this floor imports from here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "COMPILED",
+    "OP_BINARY",
+    "OP_CLOSE",
+    "OP_CONTINUATION",
+    "OP_PING",
+    "OP_PONG",
+    "OP_TEXT",
+    "Frame",
+    "FrameParser",
+    "LoopContext",
+    "Timer",
+    "TimerWheel",
+    "WebSocket",
+    "apply_mask",
+    "broadcast",
+    "encode_close",
+    "encode_frame",
+    "fan_out",
+    "validate_utf8",
+]
+
+
+def _wants_pure() -> bool:
+    value = os.environ.get("STREET_FAST_PURE", "0")
+    if value not in ("", "0", "1"):
+        raise ImportError(f"STREET_FAST_PURE={value!r}: must be 0 or 1")
+    return value == "1"
+
+
+def _compiled_is_there() -> bool:
+    try:
+        import street_fast._connection
+        import street_fast._frames
+        import street_fast._wheel  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+COMPILED: bool = not _wants_pure() and _compiled_is_there()
+
+if TYPE_CHECKING or COMPILED:
+    from street_fast._connection import LoopContext, WebSocket, broadcast, fan_out
+    from street_fast._frames import (
+        OP_BINARY,
+        OP_CLOSE,
+        OP_CONTINUATION,
+        OP_PING,
+        OP_PONG,
+        OP_TEXT,
+        Frame,
+        FrameParser,
+        apply_mask,
+        encode_close,
+        encode_frame,
+        validate_utf8,
+    )
+    from street_fast._wheel import Timer, TimerWheel
+else:
+    from street_fast._connection_py import LoopContext, WebSocket, broadcast, fan_out
+    from street_fast._frames_py import (
+        OP_BINARY,
+        OP_CLOSE,
+        OP_CONTINUATION,
+        OP_PING,
+        OP_PONG,
+        OP_TEXT,
+        Frame,
+        FrameParser,
+        apply_mask,
+        encode_close,
+        encode_frame,
+        validate_utf8,
+    )
+    from street_fast._wheel_py import Timer, TimerWheel
