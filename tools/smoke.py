@@ -63,9 +63,8 @@ async def main() -> None:
     for name in ("py.typed", "_frames.pyi", "demo/index.html"):
         if not resources.files(street_fast).joinpath(name).is_file():
             sys.exit(f"smoke.py: {name} is missing from {Path(street_fast.__file__).parent}")
-    print(
-        f"smoke.py: street_fast {street_fast.__version__} ({build}) echoed a message on Python {sys.version.split()[0]}"
-    )
+    python = sys.version.split()[0]
+    print(f"smoke.py: street_fast {street_fast.__version__}, compiled, echoed a message on Python {python}")
 
 
 asyncio.run(main())
