@@ -225,12 +225,19 @@ class TestWheel:
         assert fired == ["first", "last", "delayed"]
 
     def test_advance_inside_a_callback_does_nothing(self, wheel, clock):
-        inner = []
-        wheel.schedule(0.25, lambda _: inner.append(wheel.advance()))
-        wheel.schedule(0.25, lambda _: None)
-        clock.now += 1
+        log = []
+
+        def first(_):
+            clock.now += 1.0
+            log.append(wheel.advance())
+
+        wheel.schedule(0.25, first)
+        wheel.schedule(0.25, log.append, "second")
+        wheel.schedule(1.0, log.append, "third")
+        clock.now += 0.25
         assert wheel.advance() == 2
-        assert inner == [0]
+        assert log == [0, "second"]
+        assert wheel.advance() == 1
 
     def test_a_callback_that_raises_does_not_stop_the_others(self, module, clock):
         fired, errors = [], []
@@ -319,13 +326,23 @@ class TestWheel:
             assert wheel.next_wakeup() is None
             clock.now += 1000.0
 
+    def test_a_driver_that_did_not_ask_again_is_woken_by_the_next_timer(self, module, clock):
+        woken = []
+        wheel = module.TimerWheel(clock, resolution_s=RESOLUTION, slots=8, wake=woken.append)
+        wheel.schedule(1.0, lambda _: None)
+        clock.now += 1.0
+        wheel.advance()
+        wheel.schedule(1.0, print)
+        assert woken == [1001.0, 1002.0]
+
     def test_the_driver_sleeps_until_the_next_slot_in_use(self, wheel, clock):
+        clock.now = 2000.1  # the wheel was empty all the time
         wheel.schedule(0.25, lambda _: None)
         wheel.schedule(0.4375, lambda _: None)
-        assert wheel.next_wakeup() == 1000.25
-        clock.now = 1000.25
+        assert wheel.next_wakeup() == 2000.375
+        clock.now = 2000.375
         wheel.advance()
-        assert wheel.next_wakeup() == 1000.4375
+        assert wheel.next_wakeup() == 2000.5625
 
     def test_next_wakeup_inside_a_callback(self, wheel, clock):
         seen = []
