@@ -13,7 +13,7 @@ parser then ignores everything.
 from __future__ import annotations
 
 import codecs
-from typing import Protocol, final
+from typing import Protocol, cast, final
 
 from street_fast.errors import CloseCode, ProtocolError, is_sendable_close_code
 
@@ -56,14 +56,19 @@ _CLOSE_CODES = {
 }  # everything else is a protocol error
 
 
-class FrameSink(Protocol):
-    """What a parser calls. All data is the sink's own."""
+class Sink(Protocol):
+    """What a parser without a subclass calls."""
 
-    def on_message(self, opcode: int, data: bytes) -> object: ...
-    def on_compressed(self, opcode: int, data: bytes) -> object: ...
-    def on_ping(self, data: bytes) -> object: ...
-    def on_pong(self, data: bytes) -> object: ...
-    def on_close(self, code: int, reason: str) -> object: ...
+    def on_message(self, opcode: int, data: bytes, /) -> object: ...
+    def on_ping(self, data: bytes, /) -> object: ...
+    def on_pong(self, data: bytes, /) -> object: ...
+    def on_close(self, code: int, reason: str, /) -> object: ...
+
+
+class CompressedSink(Sink, Protocol):
+    """The same where RSV1 is allowed."""
+
+    def on_compressed(self, opcode: int, data: bytes, /) -> object: ...
 
 
 class FrameParser:
@@ -77,7 +82,7 @@ class FrameParser:
 
     def __init__(
         self,
-        sink: FrameSink | None = None,
+        sink: Sink | None = None,
         *,
         client: bool = False,
         max_message_bytes: int = 524_288,
@@ -154,7 +159,7 @@ class FrameParser:
 
     def _deliver_compressed(self, opcode: int, data: bytes) -> None:
         if self.sink is not None:
-            self.sink.on_compressed(opcode, data)
+            cast("CompressedSink", self.sink).on_compressed(opcode, data)
 
     def _deliver_control(self, opcode: int, data: bytes) -> None:
         if self.sink is not None:
