@@ -36,8 +36,8 @@ lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/check_stubs.sh
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint street_fast
 
-bench: $(VENV)/bench $(VENV)/built ## the micro benchmarks and the load bench (bench/README.md)
-	@$(BIN)/python -m pytest -q bench/micro --benchmark-only
+bench: $(VENV)/bench $(VENV)/built ## measure beside other libraries (bench/README.md); make bench ARGS=--quick for a look
+	@$(BIN)/python bench/run.py $(ARGS)
 
 wheel: $(VENV)/wheel ## sdist and manylinux wheel in dist/, tried in a clean environment without a compiler
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/build_wheel.sh
