@@ -236,6 +236,7 @@ good(
     ("ping", b"\xff"),
     message("€"),
 )
+bad("8.1 a good message does not cover for the next", "utf8", text("abc") + text(b"\xff"), message("abc"))
 good("8.1 a message does not inherit half a character", text("é") + text("a"), message("é"), message("a"))
 
 # --- Sections 5.8 and 9: extensions (the seam for RFC 7692) ---
@@ -287,6 +288,13 @@ good(
 )
 good("10.4 the next message starts at zero", frame(BINARY, bytes(300)) * 2, *[message(bytes(300), BINARY)] * 2, **LIMIT)
 good("10.4 fragments up to their limit", fragmented(TEXT, b"a", b"b", b"c"), message("abc"), max_fragments=3)
+good(
+    "10.4 fragments are counted by message",
+    fragmented(TEXT, b"a", b"b", b"c") * 2,
+    message("abc"),
+    message("abc"),
+    max_fragments=3,
+)
 bad(
     "10.4 fragments above their limit",
     "too_many_fragments",
