@@ -375,11 +375,14 @@ cdef class WebSocketBase(FrameParser):
             raise RuntimeError("this WebSocket has been started already")
         self.transport = transport
         transport.set_protocol(self)
+        context.connections_opened += 1
+        if transport.is_closing():  # the peer left while it was being let in
+            context.loop.call_soon(self.connection_lost, None)
+            return
         if context._private_buffers:
             self._own_buffer = bytearray(65_536)
         self._fd = self._find_descriptor(transport)
         transport.set_write_buffer_limits(high=0 if self._fd >= 0 else self._settings.write_soft_bytes)
-        context.connections_opened += 1
         self._last_received = context.now()
         if head:
             self.append(head)
@@ -400,7 +403,11 @@ cdef class WebSocketBase(FrameParser):
             context.add_dirty(self)
         if tail:
             self._set_aside(<const uint8_t*>PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail))
-            context.loop.call_soon(self.resume_reading)
+            context.loop.call_soon(self._parse_tail)
+
+    def _parse_tail(self):
+        if self._state != LOST and self._unparsed is not None and not self.paused:
+            self.receive(NULL, 0)
 
     def _find_descriptor(self, transport):
         # Only transports whose inner life is known: another one may well encrypt what it is given.
