@@ -1,0 +1,117 @@
+"""What is measured: the loads, which servers take part in each, and the goals that the results are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FULL = ("floor", "street_fast", "hub", "socket", "picows", "aiohttp", "websockets", "pure")
+NO_HUB = tuple(name for name in FULL if name != "hub")
+BARE = ("floor", "street_fast", "picows", "aiohttp", "websockets", "pure")
+
+
+@dataclass(frozen=True)
+class Load:
+    """One call of loadgen per server and round."""
+
+    name: str
+    title: str
+    mode: str
+    servers: tuple[str, ...]
+    options: dict[str, int] = field(default_factory=dict)
+    quick: dict[str, int] = field(default_factory=dict)  # what a quick run does instead
+    timed: bool = True  # takes --seconds
+    fresh: bool = False  # wants a server that has served nobody yet
+    metric: str = "server_us"
+    unit: str = "µs"
+
+
+LOADS = (
+    Load("broadcast", "Broadcast to 1,000, one message at a time", "fanout", FULL, {"connections": 1_000}),
+    Load("burst", "Broadcast to 1,000, bursts of 16", "fanout", FULL, {"connections": 1_000, "burst": 16}),
+    Load("echo", "Echo, 200 connections, 1 in flight", "echo", NO_HUB, {"connections": 200}),
+    Load("pipelined", "Echo, 200 connections, 16 in flight", "echo", NO_HUB, {"connections": 200, "pipeline": 16}),
+    Load("connect", "Opening 2,000 connections", "connect", NO_HUB, {"connections": 2_000}, timed=False),
+    Load(
+        "fairness",
+        "One broadcast to 10,000 while 10 others echo",
+        "fairness",
+        ("floor", "street_fast", "hub", "picows", "aiohttp", "websockets"),
+        {"connections": 10_000, "echo-clients": 10, "rounds": 10},
+        {"connections": 2_000, "rounds": 3},
+        timed=False,
+        metric="ratio",
+        unit="",
+    ),
+    Load(
+        "idle",
+        "10,000 idle connections",
+        "idle",
+        NO_HUB,
+        {"connections": 10_000},
+        {"connections": 2_000},
+        timed=False,
+        fresh=True,
+        metric="bytes_per_connection",
+        unit="B",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One row of the table of goals: a figure of the load bench that must not be above a limit.
+
+    ``relative_to`` names the server whose figure of the same round divides ours; None: the figure itself.
+    """
+
+    text: str
+    load: str
+    server: str
+    limit: float
+    relative_to: str | None = None
+
+
+GOALS = (
+    Goal("broadcast of 128 B to 1,000, one at a time, against bare C", "broadcast", "street_fast", 1.08, "floor"),
+    Goal("the same against picows", "broadcast", "street_fast", 0.92, "picows"),
+    Goal("the same through `ChannelHub.publish`, against bare C", "broadcast", "hub", 1.12, "floor"),
+    Goal("16 messages in one burst to 1,000, against picows", "burst", "street_fast", 0.08, "picows"),
+    Goal("echo, 200 connections, 1 in flight, against picows", "echo", "street_fast", 0.90, "picows"),
+    Goal("echo, 16 in flight, against picows", "pipelined", "street_fast", 0.80, "picows"),
+    Goal("bytes of process memory per idle WebSocket, 10,000 open", "idle", "street_fast", 2_048),
+    Goal("the same with a StreetSocket and two handlers each", "idle", "socket", 3_584),
+    Goal("worst echo during a broadcast to 10,000, as a part of its duration", "fairness", "street_fast", 0.2),
+)
+
+
+@dataclass(frozen=True)
+class MicroGoal:
+    """The same for bench/micro: the median of one benchmark divided by that of another."""
+
+    text: str
+    numerator: str
+    denominator: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+MICRO_GOALS = (
+    MicroGoal(
+        "masking 16 KiB in cache, speed as a part of memcpy's",
+        "bench_memcpy[16384]",
+        "bench_mask[compiled-16384]",
+        at_least=0.5,
+    ),
+    MicroGoal(
+        "hub join and leave, channel of 10,000 against one of 10",
+        "bench_join_leave[10000]",
+        "bench_join_leave[10]",
+        at_most=1.3,
+    ),
+    MicroGoal(
+        "100,000 typing refreshes, speed against `loop.call_later` with cancel",
+        "bench_refresh_call_later",
+        "bench_refresh_wheel[compiled]",
+        at_least=5,
+    ),
+)

@@ -1,0 +1,215 @@
+"""From the figures of a run to tables: medians, spreads, ratios round by round, and the goals.
+
+``write`` keeps a full run as results/results.json, .md and .svg and puts the same tables into docs/performance.md,
+between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``. ``python bench/report.py`` does that again from the
+results that are there, without measuring.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import picture
+from programme import GOALS, LOADS, MICRO_GOALS, Goal, Load, MicroGoal
+from servers import SERVERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Columns = dict[str, list[float]]
+Loads = dict[str, dict[str, Columns]]
+Results = dict[str, Any]
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PERFORMANCE = HERE.parent / "docs" / "performance.md"
+METRIC = {load.name: load.metric for load in LOADS}
+
+
+def ratios(loads: Loads, load: str, server: str, base: str) -> list[float]:
+    """Ours by theirs, round by round; empty if one of the two was not measured."""
+    ours, theirs = loads.get(load, {}).get(server), loads.get(load, {}).get(base)
+    if not ours or not theirs:
+        return []
+    metric = METRIC[load]
+    return [a / b for a, b in zip(ours[metric], theirs[metric], strict=True)]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column left, the others right."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+    return f"{form(min(values))} – {form(max(values))}"
+
+
+def number(value: float) -> str:
+    """Three significant digits at least, thousands set apart."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 20 else f"{value:.2f}"
+
+
+def ratio_cell(values: Sequence[float]) -> str:
+    return f"{median(values):.2f}" if values else ""
+
+
+def cpu_table(load: Load, loads: Loads) -> str:
+    per = "connection" if load.mode == "connect" else "message"
+    rows = []
+    for name, columns in loads[load.name].items():
+        cost = columns["server_us"]
+        rows.append(
+            [
+                SERVERS[name].label,
+                number(median(cost)),
+                spread(cost, number),
+                ratio_cell(ratios(loads, load.name, name, "floor")),
+                ratio_cell(ratios(loads, load.name, name, "picows")),
+                number(median(columns["load_us"])),
+            ]
+        )
+    return table(["server", f"µs per {per}", "lowest – highest", "× bare C", "× picows", "load's µs"], rows)
+
+
+def idle_table(load: Load, loads: Loads) -> str:
+    rows = [
+        [SERVERS[name].label, number(median(columns[load.metric])), spread(columns[load.metric], number)]
+        for name, columns in loads[load.name].items()
+    ]
+    return table(["server", "bytes per connection", "lowest – highest"], rows)
+
+
+def fairness_table(load: Load, loads: Loads) -> str:
+    rows = [
+        [
+            SERVERS[name].label,
+            f"{median(columns['fanout_alone_ms']):.1f} ms",
+            f"{median(columns['fanout_ms']):.1f} ms",
+            f"{median(columns['worst_echo_ms']):.2f} ms",
+            f"{median(columns['ratio']):.3f}",
+            f"{max(columns['ratio_max']):.3f}",
+        ]
+        for name, columns in loads[load.name].items()
+    ]
+    header = ["server", "broadcast alone", "broadcast", "worst echo", "part of the broadcast", "worst of all"]
+    return table(header, rows)
+
+
+def load_tables(results: Results) -> str:
+    loads: Loads = results["loads"]
+    tables = {"idle": idle_table, "fairness": fairness_table}
+    return "\n\n".join(
+        f"### {load.title}\n\n{tables.get(load.mode, cpu_table)(load, loads)}" for load in LOADS if loads.get(load.name)
+    )
+
+
+def verdict(met: bool) -> str:
+    return "yes" if met else "**no**"
+
+
+def goal_row(goal: Goal, loads: Loads) -> list[str] | None:
+    if goal.relative_to:
+        values = ratios(loads, goal.load, goal.server, goal.relative_to)
+    else:
+        values = loads.get(goal.load, {}).get(goal.server, {}).get(METRIC[goal.load], [])
+    if not values:
+        return None
+    form = "{:,.0f}".format if goal.limit > 100 else "{:.3f}".format
+    limit = f"{goal.limit:,.0f}" if goal.limit > 100 else f"{goal.limit:.2f}"
+    measured = median(values)
+    return [goal.text, f"≤ {limit}", form(measured), spread(values, form), verdict(measured <= goal.limit)]
+
+
+def micro_goal_row(goal: MicroGoal, micro: dict[str, dict[str, float]]) -> list[str] | None:
+    if goal.numerator not in micro or goal.denominator not in micro:
+        return None
+    measured = micro[goal.numerator]["median"] / micro[goal.denominator]["median"]
+    if goal.at_most is not None:
+        return [goal.text, f"≤ {goal.at_most}", f"{measured:.2f}", "", verdict(measured <= goal.at_most)]
+    assert goal.at_least is not None
+    return [goal.text, f"≥ {goal.at_least}", f"{measured:.2f}", "", verdict(measured >= goal.at_least)]
+
+
+def goals_table(results: Results) -> str:
+    rows = [goal_row(goal, results["loads"]) for goal in GOALS]
+    rows += [micro_goal_row(goal, results["micro"]) for goal in MICRO_GOALS]
+    return table(["goal", "must be", "median", "lowest – highest", "met"], [row for row in rows if row])
+
+
+def micro_table(results: Results) -> str:
+    micro = results["micro"]
+    rows = []
+    for name, stats in micro.items():
+        each = [stats[key] / stats.get("operations", 1) for key in ("median", "q1", "q3")]
+        rows.append([f"`{name.removeprefix('bench_')}`", *map(duration, each)])
+    return table(["operation", "median", "lower quartile", "upper quartile"], rows) if rows else ""
+
+
+def duration(seconds: float) -> str:
+    for limit, unit in ((1e-6, "ns"), (1e-3, "µs"), (1.0, "ms")):
+        if seconds < limit:
+            return f"{number(seconds / limit * 1000)} {unit}"
+    return f"{number(seconds)} s"
+
+
+def machine_line(results: Results) -> str:
+    facts = results["machine"]
+    libraries = [f"{name} {facts[name]}" for name in ("uvloop", "picows", "aiohttp", "websockets") if name in facts]
+    foreign = [
+        value for servers in results["loads"].values() for columns in servers.values() for value in columns["foreign"]
+    ]
+    return (
+        f"Measured {facts['date']} on {facts['processor']}, {facts['system']}, {facts['python']}, "
+        f"{', '.join(libraries)}: {results['rounds']} rounds, {results['seconds']:g} s each. Other programs and the "
+        f"hypervisor took {median(foreign):.1%} of the two cores in the median measurement, "
+        f"{max(foreign):.1%} in the worst."
+    )
+
+
+def blocks(results: Results) -> dict[str, str]:
+    made = {
+        "machine": machine_line(results),
+        "goals": goals_table(results),
+        "loads": load_tables(results),
+        "micro": micro_table(results),
+    }
+    return {name: text for name, text in made.items() if text}
+
+
+def markdown(results: Results) -> str:
+    return "\n\n".join(blocks(results).values())
+
+
+def put_blocks(text: str, made: dict[str, str]) -> str:
+    """Replaces what stands between the markers of each block. Raises ValueError if a marker is missing."""
+    for name, block in made.items():
+        begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"docs/performance.md needs {begin} and {end}, once each")
+        head, _, rest = text.partition(begin)
+        tail = rest.partition(end)[2]
+        text = f"{head}{begin}\n\n{block}\n\n{end}{tail}"
+    return text
+
+
+def as_json(results: Results) -> str:
+    """Indented, with the values of all rounds on one line."""
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+
+
+def write(results: Results) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "results.json").write_text(as_json(results))
+    (RESULTS / "results.md").write_text(f"# Results\n\n{markdown(results)}\n")
+    (RESULTS / "results.svg").write_text(picture.draw(results["loads"], machine_line(results)))
+    PERFORMANCE.write_text(put_blocks(PERFORMANCE.read_text(), blocks(results)))
+
+
+if __name__ == "__main__":
+    write(json.loads((RESULTS / "results.json").read_text()))
