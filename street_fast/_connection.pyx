@@ -18,7 +18,7 @@ No user code runs while an outbox is looked at: handlers run in ``receive()`` an
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBuffer_Release
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.dict cimport PyDict_Next
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
@@ -26,7 +26,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_TYPE, PyTypeObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcmp, memcpy, memmove
 
-from street_fast._frames cimport BINARY, CLOSE, FIN, PING, PONG, TEXT, build_frame, build_masked_frame, payload_of
+from street_fast._frames cimport BINARY, CLOSE, FIN, PING, PONG, TEXT, build_frame, build_masked_frame, get_bytes, payload_of
 
 import asyncio
 import inspect
@@ -445,7 +445,7 @@ cdef class WebSocketBase(FrameParser):
             self._close_reason = "the peer hung up without a close frame"
         if self._state < DONE:
             self._state = DONE
-        self.halted = True
+        self.stop()
         self._deadline = self.context.now() + self._settings.abort_timeout_s  # it may have a backlog to write
         self.look_again_in(self._settings.abort_timeout_s)
         return False
@@ -456,8 +456,7 @@ cdef class WebSocketBase(FrameParser):
             return
         self._state = LOST
         self._fd = -1
-        self.halted = True
-        self._unparsed = None
+        self.stop()
         self.release(self._outbox_count)
         self._pong = None
         if self._timer is not None:
@@ -545,7 +544,7 @@ cdef class WebSocketBase(FrameParser):
             return self.push_frame(<Frame>data, droppable) == 1
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"send() takes str, bytes, bytearray, memoryview or Frame, not {type(data).__name__}")
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        get_bytes(data, &view)
         try:
             if self.client:
                 wire = build_masked_frame(FIN | BINARY, <const uint8_t*>view.buf, view.len)
@@ -721,7 +720,7 @@ cdef class WebSocketBase(FrameParser):
     cdef int fail(self, object error) except -1:
         # The one place where a peer's error becomes a close frame (section 7.1.7).
         self.context.protocol_errors += 1
-        self.halted = True
+        self.stop()
         logger.debug("connection %s: %s (%s)", self.id, error, error.code)
         if self._state == OPEN:
             return self.begin_close(error.close_code, str(error), FAILING, self._settings.abort_timeout_s)
@@ -740,8 +739,7 @@ cdef class WebSocketBase(FrameParser):
 
     cdef int drop_transport(self, int code, str reason) except -1:
         self._fd = -1
-        self.halted = True
-        self._unparsed = None
+        self.stop()
         self.release(self._outbox_count)
         if not self._close_code:
             self._close_code = code

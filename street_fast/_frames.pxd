@@ -40,6 +40,7 @@ cdef class FrameParser:
     cdef uint8_t _masked
     cdef sf_utf8 _utf8
     cdef bint _in_payload
+    cdef bint _parsing
     cdef bint _message_compressed
     cdef bint _not_ascii
     cdef bint _allow_rsv1
@@ -47,6 +48,7 @@ cdef class FrameParser:
     cdef readonly bint halted
     cdef readonly bint paused
 
+    cdef void stop(self) noexcept
     cdef int parse(self, uint8_t* data, Py_ssize_t size) except -1
     cdef int unpause(self) except -1
     # What the parser calls. `data` is borrowed: valid until the call returns.
@@ -55,6 +57,9 @@ cdef class FrameParser:
     cdef int deliver_control(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
     cdef int deliver_close(self, int code, str reason) except -1
 
+    cdef int _parse(self, uint8_t* data, Py_ssize_t size) except -1
+    cdef void _free(self) noexcept
+    cdef int _check_close(self, const uint8_t* data, Py_ssize_t size, bint whole) except -1
     cdef Py_ssize_t _take_header(self, const uint8_t* p, Py_ssize_t size) except -1
     cdef int _check_first_two(self, uint8_t first, uint8_t second) except -1
     cdef int _check_length(self, const uint8_t* head) except -1
@@ -76,5 +81,7 @@ cdef class Frame:
 cdef bytes build_frame(uint8_t first, const uint8_t* payload, Py_ssize_t size)
 # The same masked with a fresh random key, as a client must send it.
 cdef bytes build_masked_frame(uint8_t first, const uint8_t* payload, Py_ssize_t size)
+# PyObject_GetBuffer of contiguous bytes; TypeError for anything else.
+cdef int get_bytes(object data, Py_buffer* view) except -1
 cdef bytes text_frame(str text)
 cdef const uint8_t* payload_of(bytes wire, Py_ssize_t* size) noexcept

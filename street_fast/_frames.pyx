@@ -91,8 +91,7 @@ cdef class FrameParser:
 
     def halt(self):
         """Ignores everything from now on, also what is left of the current feed()."""
-        self.halted = True
-        self._unparsed = None
+        self.stop()
 
     def pause(self):
         """Delivers nothing more until resume(); what is fed meanwhile is kept."""
@@ -111,6 +110,19 @@ cdef class FrameParser:
     def mid_message(self):
         """Whether a message or frame has begun and not ended."""
         return self._head_have > 0 or self._in_payload or self._message_opcode != 0
+
+    cdef void stop(self) noexcept:
+        self.halted = True
+        self._unparsed = None
+        if not self._parsing:  # else parse() does it when it leaves: a callee may still look at the store
+            self._free()
+
+    cdef void _free(self) noexcept:
+        PyMem_Free(self._store)
+        self._store = NULL
+        self._stored = self._store_size = self._frame_start = 0
+        self._head_have = self._message_opcode = 0
+        self._in_payload = False
 
     cdef int unpause(self) except -1:
         cdef Py_buffer view
@@ -133,70 +145,82 @@ cdef class FrameParser:
         return 0
 
     cdef int parse(self, uint8_t* data, Py_ssize_t size) except -1:
+        if self.halted:
+            return 0
+        self._parsing = True
+        try:
+            self._parse(data, size)
+        except BaseException:
+            self.halted = True
+            raise
+        finally:
+            self._parsing = False
+            if self.halted:
+                self.stop()
+        return 0
+
+    cdef int _parse(self, uint8_t* data, Py_ssize_t size) except -1:
         cdef uint8_t* p = data
         cdef uint8_t* end = data + size
         cdef uint8_t* payload
         cdef Py_ssize_t n, head_size
-        try:
-            while True:
-                if self.halted:
+        while True:
+            if self.halted:
+                return 0
+            if self.paused:
+                return self._set_aside(p, end - p) if p < end else 0
+            if not self._in_payload:
+                if p == end:
                     return 0
-                if self.paused:
-                    return self._set_aside(p, end - p) if p < end else 0
-                if not self._in_payload:
-                    if p == end:
+                if self._head_have == 0 and end - p >= 2 and end - p >= header_size(p[1]):
+                    head_size = header_size(p[1])
+                    self._check_first_two(p[0], p[1])
+                    self._check_length(p)
+                    self._begin_frame(p, head_size)
+                    p += head_size
+                else:
+                    p += self._take_header(p, end - p)
+                    if not self._in_payload:
                         return 0
-                    if self._head_have == 0 and end - p >= 2 and end - p >= header_size(p[1]):
-                        head_size = header_size(p[1])
-                        self._check_first_two(p[0], p[1])
-                        self._check_length(p)
-                        self._begin_frame(p, head_size)
-                        p += head_size
-                    else:
-                        p += self._take_header(p, end - p)
-                        if not self._in_payload:
-                            return 0
-                payload = p
-                n = end - p
-                if <uint64_t>n > self._left:
-                    n = <Py_ssize_t>self._left
-                p += n
-                if <uint64_t>n == self._left and self._stored == self._frame_start and (
-                    self._first & 0x08 or (self._first & FIN and self._fragments == 1)
-                ):  # all of it is in the caller's buffer: nothing is copied
-                    self._in_payload = False
-                    self._left = 0
-                    if self._first & 0x08:
-                        if self._masked:
-                            sf_mask(payload, n, sf_key(self._mask, 0))
-                        self._finish_control(payload, n)
-                    else:
-                        if self._masked:
-                            self._not_ascii = sf_mask(payload, n, sf_key(self._mask, 0))
-                        elif self._message_opcode == TEXT:
-                            self._not_ascii = sf_not_ascii(payload, n)
-                        if self._not_ascii:
-                            self._check_text(payload, n)
-                        self._finish_message(payload, n)
-                    continue
-                self._keep(payload, n)
-                self._left -= n
-                if self._left:
-                    return 0
+            payload = p
+            n = end - p
+            if <uint64_t>n > self._left:
+                n = <Py_ssize_t>self._left
+            p += n
+            if <uint64_t>n == self._left and self._stored == self._frame_start and (
+                self._first & 0x08 or (self._first & FIN and self._fragments == 1)
+            ):  # all of it is in the caller's buffer: nothing is copied
                 self._in_payload = False
+                self._left = 0
                 if self._first & 0x08:
-                    self._finish_control(self._store + self._frame_start, self._stored - self._frame_start)
-                    self._stored = self._frame_start
-                    if self._stored == 0:
-                        PyMem_Free(self._store)
-                        self._store = NULL
-                        self._store_size = 0
-                elif self._first & FIN:
-                    self._finish_stored_message()
-        except BaseException:
-            self.halted = True
-            self._unparsed = None
-            raise
+                    if self._masked:
+                        sf_mask(payload, n, sf_key(self._mask, 0))
+                    self._finish_control(payload, n)
+                else:
+                    if self._masked:
+                        self._not_ascii = sf_mask(payload, n, sf_key(self._mask, 0))
+                    elif self._message_opcode == TEXT:
+                        self._not_ascii = sf_not_ascii(payload, n)
+                    if self._not_ascii:
+                        self._check_text(payload, n)
+                    self._finish_message(payload, n)
+                continue
+            self._keep(payload, n)
+            self._left -= n
+            if self._left:
+                if self._first & 0x0F == CLOSE:
+                    self._check_close(self._store + self._frame_start, self._stored - self._frame_start, False)
+                return 0
+            self._in_payload = False
+            if self._first & 0x08:
+                self._finish_control(self._store + self._frame_start, self._stored - self._frame_start)
+                self._stored = self._frame_start
+                if self._stored == 0:
+                    PyMem_Free(self._store)
+                    self._store = NULL
+                    self._store_size = 0
+            elif self._first & FIN:
+                self._finish_stored_message()
 
     cdef Py_ssize_t _take_header(self, const uint8_t* p, Py_ssize_t size) except -1:
         # The rare header that is cut by the end of a read. Each part is checked as soon as it is complete.
@@ -295,7 +319,7 @@ cdef class FrameParser:
         if size == 0:
             return 0
         if needed > self._store_size:
-            capacity = max(needed, SMALLEST_STORE, min(2 * self._store_size, self._max_message_bytes + 125))
+            capacity = max(needed, SMALLEST_STORE, min(2 * self._store_size, self._max_message_bytes))
             block = <uint8_t*>PyMem_Realloc(self._store, capacity)
             if block == NULL:
                 raise MemoryError
@@ -321,23 +345,31 @@ cdef class FrameParser:
         return 0
 
     cdef int _finish_control(self, const uint8_t* data, Py_ssize_t size) except -1:
-        cdef int opcode = self._first & 0x0F, code
+        cdef int opcode = self._first & 0x0F
         if opcode != CLOSE:
             return self.deliver_control(opcode, data, size)
+        self._check_close(data, size, True)
+        self.halted = True
         if size == 0:
-            self.halted = True
             return self.deliver_close(CloseCode.NO_STATUS, "")
-        if size == 1:
-            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "close_length", "a close frame has a payload of one byte")
+        reason = PyUnicode_DecodeUTF8(<const char*>data + 2, size - 2, NULL)
+        return self.deliver_close((<int>data[0] << 8) | data[1], reason)
+
+    cdef int _check_close(self, const uint8_t* data, Py_ssize_t size, bint whole) except -1:
+        # Sections 5.5.1 and 7.4; `data` may be the first part of the payload.
+        cdef sf_utf8 state
+        cdef int code
+        if size < 2:
+            if size and whole:
+                raise ProtocolError(CloseCode.PROTOCOL_ERROR, "close_length", "a close frame has one byte of payload")
+            return 0
         code = (<int>data[0] << 8) | data[1]
         if not is_sendable_close_code(code):
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, "close_code", f"a close frame has the invalid code {code}")
-        try:
-            reason = PyUnicode_DecodeUTF8(<const char*>data + 2, size - 2, NULL)
-        except UnicodeDecodeError:
-            raise ProtocolError(CloseCode.INVALID_PAYLOAD, "utf8", "a close reason is not UTF-8") from None
-        self.halted = True
-        return self.deliver_close(code, reason)
+        state.need = state.low = state.high = 0
+        if not sf_utf8_feed(&state, data + 2, size - 2) or (whole and state.need):
+            raise ProtocolError(CloseCode.INVALID_PAYLOAD, "utf8", "a close reason is not UTF-8")
+        return 0
 
     cdef int _finish_message(self, const uint8_t* data, Py_ssize_t size) except -1:
         cdef int opcode = self._message_opcode
@@ -360,14 +392,18 @@ cdef class FrameParser:
             PyMem_Free(block)
 
     cdef int deliver_message(self, int opcode, const uint8_t* data, Py_ssize_t size, bint ascii) except -1:
-        self.sink.on_message(opcode, data[:size])
+        if self.sink is not None:
+            self.sink.on_message(opcode, data[:size])
         return 0
 
     cdef int deliver_compressed(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
-        self.sink.on_compressed(opcode, data[:size])
+        if self.sink is not None:
+            self.sink.on_compressed(opcode, data[:size])
         return 0
 
     cdef int deliver_control(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
+        if self.sink is None:
+            return 0
         if opcode == PING:
             self.sink.on_ping(data[:size])
         else:
@@ -375,7 +411,8 @@ cdef class FrameParser:
         return 0
 
     cdef int deliver_close(self, int code, str reason) except -1:
-        self.sink.on_close(code, reason)
+        if self.sink is not None:
+            self.sink.on_close(code, reason)
         return 0
 
 
@@ -503,13 +540,21 @@ cdef const uint8_t* payload_of(bytes wire, Py_ssize_t* size) noexcept:
     return head + skip
 
 
+cdef int get_bytes(object data, Py_buffer* view) except -1:
+    try:
+        PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
+    except BufferError:
+        raise TypeError("a memoryview with gaps is not bytes-like enough; pass bytes(view)") from None
+    return 0
+
+
 def encode_frame(int opcode, payload, *, bint fin=True, bint rsv1=False, bytes mask=None):
     """One frame as bytes (section 5.2). `mask` is the client's key of four bytes; without it the frame is unmasked."""
     cdef Py_buffer view
     cdef uint8_t first = (FIN if fin else 0) | (RSV1 if rsv1 else 0) | opcode
     if mask is not None and len(mask) != 4:
         raise ValueError(f"mask={mask!r}: must be 4 bytes")
-    PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+    get_bytes(payload, &view)
     try:
         if mask is None:
             return build_frame(first, <const uint8_t*>view.buf, view.len)
