@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import machine
 import report
-from programs import compile_program
 from programme import LOADS, Load
+from programs import compile_program
 from servers import MESSAGE_BYTES, SERVERS, RunningServer, running
 
 if TYPE_CHECKING:

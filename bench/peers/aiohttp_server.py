@@ -12,7 +12,7 @@ from typing import cast
 import uvloop
 from aiohttp import WSMsgType, web
 
-members: set[web.WebSocketResponse] = set()
+members: dict[web.WebSocketResponse, None] = {}
 
 
 async def echo(request: web.Request) -> web.WebSocketResponse:
@@ -26,14 +26,14 @@ async def echo(request: web.Request) -> web.WebSocketResponse:
 async def member(request: web.Request) -> web.WebSocketResponse:
     socket = web.WebSocketResponse(compress=False, decode_text=False)
     await socket.prepare(request)
-    members.add(socket)
+    members[socket] = None
     try:
         async for message in socket:
             payload = cast("bytes", message.data)
             for recipient in list(members):
                 await recipient.send_frame(payload, WSMsgType.TEXT)
     finally:
-        members.discard(socket)
+        del members[socket]
     return socket
 
 

@@ -13,15 +13,15 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest
 HEADER_ROOM = 14  # what send_reuse_external_bytearray wants in front of a payload
 
 
-members: set[WSTransport] = set()
+members: dict[WSTransport, None] = {}
 
 
 class Member(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
-        members.add(transport)
+        members[transport] = None
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        members.discard(transport)
+        members.pop(transport, None)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.CLOSE:

@@ -11,7 +11,7 @@ from street_fast import HttpServer, Limits, Request, StreetWebSocketServer, WebS
 
 UNLIMITED = Limits(messages_per_second=None, bytes_per_second=None, channel_messages_per_second=None)
 MAX_CONNECTIONS = 20_000
-members: set[WebSocket] = set()
+members: dict[WebSocket, None] = {}
 
 
 def echo(ws: WebSocket, _: Request) -> None:
@@ -19,9 +19,9 @@ def echo(ws: WebSocket, _: Request) -> None:
 
 
 def member(ws: WebSocket, _: Request) -> None:
-    members.add(ws)
+    members[ws] = None
     ws.on_message = lambda data: broadcast(members, data)
-    ws.on_close = lambda _code, _reason: members.discard(ws)
+    ws.on_close = lambda _code, _reason: members.pop(ws, None)
 
 
 async def main() -> None:

@@ -12,7 +12,7 @@ import uvloop
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
-members: set[ServerConnection] = set()
+members: dict[ServerConnection, None] = {}
 
 
 async def echo(connection: ServerConnection) -> None:
@@ -21,12 +21,12 @@ async def echo(connection: ServerConnection) -> None:
 
 
 async def member(connection: ServerConnection) -> None:
-    members.add(connection)
+    members[connection] = None
     try:
         while True:
             broadcast(members, await connection.recv(decode=False), text=True)
     finally:
-        members.discard(connection)
+        del members[connection]
 
 
 async def handler(connection: ServerConnection) -> None:
