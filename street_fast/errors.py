@@ -2,7 +2,8 @@
 
 Two kinds of exception, so that a caller knows whom to blame:
 
-* ``ConfigurationError``, ``ListenError`` and ``ConnectionClosed`` are ours: raised to the application.
+* ``ConfigurationError``, ``LimitExceeded``, ``ListenError`` and ``ConnectionClosed`` are ours: raised to the
+  application.
 * ``ProtocolError`` and ``HandshakeRefused`` are the peer's: the server answers them and goes on.
 
 Every exception has a stable string in ``code`` for logs, metrics and tests; the sentence may change.
@@ -18,6 +19,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionClosed",
     "HandshakeRefused",
+    "LimitExceeded",
     "ListenError",
     "ProtocolError",
     "StreetError",
@@ -123,6 +125,12 @@ class ConnectionClosed(StreetError):
         self.close_code = close_code
         self.reason = reason
         super().__init__(f"the connection is closed ({close_code}{': ' + reason if reason else ''})")
+
+
+class LimitExceeded(StreetError, ValueError):
+    """More than `Limits` allows of something; the sentence names the limit."""
+
+    code = "limit_exceeded"
 
 
 class ProtocolError(StreetError):

@@ -1,0 +1,396 @@
+"""ChannelHub: channels with presence and typing, over peers of any kind.
+
+A peer is a connection: a StreetSocket, an SSE stream, a test double. A channel exists while it has members, and each
+member while it has connections. Every operation costs the same however many channels and members there are that it
+does not touch; a fan-out costs what its recipients cost.
+
+Fan-out: a message is written and framed once. The WebSockets among the recipients are served in one C loop; all others
+are asked to `deliver` it, one after the other. What a peer does there harms nobody else: if it raises, that is logged;
+whatever it joins, leaves or closes counts from the next message on; and if it publishes, that message waits for its
+turn, so that all get both, in the same order.
+
+Presence and typing events go to peers that are not slow: they are droppable. Typing ends by itself after
+``typing_ttl_ms`` without a refresh. A hub belongs to one event loop; from another thread, `loop.call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from street_fast._core import LoopContext, fan_out
+from street_fast.errors import ConfigurationError, LimitExceeded
+from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.messages import UNSET, Message, decode_data, encode
+from street_fast.presence import Difference, Presence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from street_fast._core import Timer, TimerWheel
+
+__all__ = ["ChannelHub", "Peer"]
+
+logger = logging.getLogger("street_fast")
+
+
+class Peer(Protocol):
+    """What a hub needs of a connection."""
+
+    @property
+    def id(self) -> str:
+        """Unlike that of any other peer of the hub."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+
+    @property
+    def sink(self) -> object:
+        """The WebSocket to write to; or else the peer itself, whose `deliver` is called."""
+
+    def deliver(self, message: Message, droppable: bool = False) -> None:
+        """Send it, or queue it, at once; drop it if it is droppable and too much is queued. Called for sinks."""
+
+    def add_close_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call `callback(self)` once, when the connection has ended; now, if it has."""
+
+
+class _Subscriber:
+    """One connection that is bound to the hub."""
+
+    __slots__ = ("channels", "memberships", "peer", "sink")
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.sink = peer.sink
+        self.channels: dict[str, None] = {}
+        self.memberships = 0
+
+
+# The recipients of a channel, and as which members each is there: nearly always one.
+_Sinks: TypeAlias = "dict[object, tuple[str, ...]]"
+
+
+class ChannelHub:
+    """Channels, their members and who is typing.
+
+    Names of channels and ids of members are strings of 1 to ``limits.channel_name_bytes`` bytes of UTF-8 without
+    control characters. What the hub refuses raises ValueError, or its subclass LimitExceeded, and changes nothing.
+
+    `wheel` keeps the time of typing (default: the one of the running loop); `clock_ms` stamps messages (default: the
+    time of day in milliseconds).
+    """
+
+    def __init__(
+        self,
+        *,
+        typing_ttl_ms: float = 5_000,
+        limits: Limits = DEFAULT_LIMITS,
+        wheel: TimerWheel | None = None,
+        clock_ms: Callable[[], int] | None = None,
+    ) -> None:
+        if isinstance(typing_ttl_ms, bool) or not isinstance(typing_ttl_ms, int | float) or not 0 < typing_ttl_ms < 1e9:
+            raise ConfigurationError(
+                f"typing_ttl_ms={typing_ttl_ms!r}: must be a number of milliseconds above 0; without an end, whoever "
+                f"closes the laptop while typing types for ever"
+            )
+        self._typing_ttl_s = typing_ttl_ms / 1_000
+        self._limits = limits
+        self._wheel = wheel
+        self._clock_ms = clock_ms if clock_ms is not None else _time_of_day_ms
+        self._presence = Presence()
+        self._channels: dict[str, _Sinks] = {}
+        self._subscribers: dict[str, _Subscriber] = {}  # by connection id, until it closes
+        self._typing_timers: dict[tuple[str, str], Timer] = {}
+        self._deliveries: deque[tuple[list[Any], Message, bool]] = deque()
+        self._delivering = False
+        # One bound method for all connections and timers, instead of one for each.
+        self._on_closed: Callable[[Peer], None] = self._closed
+        self._on_typing_expired: Callable[[tuple[str, str]], None] = self._typing_expired
+
+    # --- members ---
+
+    def join(self, channel: str, member_id: str, conn: Peer, info: Any = None) -> bool:
+        """Subscribe `conn` to `channel` as `member_id`; True if the member was not present before.
+
+        Then the other connections get ``presence:join`` with ``{"memberId", "info"?}``. `info` is any JSON up to
+        ``limits.presence_info_bytes``; the one given when a member becomes present stands until it is absent again.
+        A connection may join as several members. It leaves everything when it closes, as with `bind`. Joining again
+        changes nothing, and neither does a closed connection.
+
+        Raises:
+            ValueError: a bad channel name, member id or info.
+            LimitExceeded: the connection has ``limits.channels_per_connection`` memberships already.
+        """
+        self._check_name("channel name", channel)
+        self._check_name("member id", member_id)
+        written = self._write_info(member_id, info)
+        if conn.closed:
+            return False
+        subscriber = self._subscriber(conn)
+        sinks = self._channels.get(channel)
+        members = () if sinks is None else sinks.get(subscriber.sink, ())
+        if member_id in members:
+            return False
+        if subscriber.memberships >= self._limits.channels_per_connection:
+            raise LimitExceeded(
+                f"connection {conn.id} cannot join channel {channel!r}: it is in {subscriber.memberships} already, and "
+                f"Limits.channels_per_connection allows no more"
+            )
+        if sinks is None:
+            sinks = self._channels[channel] = {}
+        sinks[subscriber.sink] = (*members, member_id)
+        subscriber.channels[channel] = None
+        subscriber.memberships += 1
+        joined = self._presence.join(channel, member_id, written)
+        if joined is None:
+            return False
+        self._announce(channel, joined, skip=subscriber.sink)
+        return True
+
+    def leave(self, channel: str, member_id: str, conn: Peer) -> bool:
+        """Take back `join`; True if the member is not present any more.
+
+        Then the others get ``typing`` with false if it was typing, and ``presence:leave`` with what the join said. What
+        was never joined is left without a complaint.
+        """
+        subscriber = self._known(conn)
+        return subscriber is not None and self._leave(subscriber, channel, member_id)
+
+    def disconnect(self, conn: Peer) -> None:
+        """Leave every channel of the connection, as all its members."""
+        subscriber = self._known(conn)
+        if subscriber is None:
+            return
+        for channel in list(subscriber.channels):
+            for member_id in self._channels.get(channel, {}).get(subscriber.sink, ()):
+                self._leave(subscriber, channel, member_id)
+
+    def bind(self, conn: Peer) -> None:
+        """See to it that the connection leaves every channel when it closes. `join` does it too; twice is once."""
+        if not conn.closed:
+            self._subscriber(conn)
+
+    # --- messages ---
+
+    def publish(
+        self,
+        channel: str,
+        type: str,  # noqa: A002
+        data: object = UNSET,
+        *,
+        except_conn_id: str | None = None,
+        except_member_id: str | None = None,
+    ) -> int:
+        """Send ``{"type", "channel", "data"?, "ts"}`` to the connections of `channel`; returns to how many.
+
+        Leaves out the connection with the id `except_conn_id`, and all connections that are there as
+        `except_member_id`. Never blocks; peers that do not read are the business of their connections. Raises
+        ValueError for a bad channel name, and TypeError for data that JSON cannot hold.
+        """
+        sinks = self._channels.get(channel)
+        if sinks is None:
+            self._check_name("channel name", channel)
+            return 0
+        skip: set[object] = set()
+        if except_conn_id is not None:
+            subscriber = self._subscribers.get(except_conn_id)
+            if subscriber is not None and subscriber.sink in sinks:
+                skip.add(subscriber.sink)
+        if except_member_id is not None and self._presence.is_present(channel, except_member_id):
+            skip.update(sink for sink, members in sinks.items() if except_member_id in members)
+        recipients = len(sinks) - len(skip)
+        if recipients:
+            self._send(sinks, Message(type, channel, data, self._clock_ms()), skip or None)
+        return recipients
+
+    def set_typing(self, channel: str, member_id: str, typing: bool, conn: Peer | None = None) -> bool:
+        """Note that a member types, or has stopped; True if that is news.
+
+        Then every connection of the channel but `conn` gets ``typing`` with ``{"memberId", "typing"}``. It ends by
+        itself `typing_ttl_ms` after the last call with true; such a refresh is no news. A member that is not present
+        cannot type: that is ignored, because a last keystroke may well arrive behind the leave.
+
+        Raises RuntimeError outside of an event loop, unless the hub was given a `wheel`.
+        """
+        key = (channel, member_id)
+        timer = self._typing_timers.get(key)
+        if typing and timer is not None:
+            timer.reschedule(self._typing_ttl_s)
+            return False
+        if typing and self._presence.is_present(channel, member_id):
+            self._typing_timers[key] = self._timers().schedule(self._typing_ttl_s, self._on_typing_expired, key)
+        elif timer is not None:
+            del self._typing_timers[key]
+            timer.cancel()
+        change = self._presence.set_typing(channel, member_id, bool(typing))
+        if change is None:
+            return False
+        self._announce(channel, change, skip=None if conn is None else conn.sink)
+        return True
+
+    # --- questions ---
+
+    def presence(self, channel: str) -> list[str]:
+        """The ids of the members that are present, in the order in which they came."""
+        return self._presence.ids(channel)
+
+    def members(self, channel: str) -> list[dict[str, Any]]:
+        """The same as ``{"memberId", "info"?}``, as ``presence:join`` told it."""
+        return [
+            {**member, "info": decode_data(member["info"])} if "info" in member else member
+            for member in self._presence.describe(channel)
+        ]
+
+    def is_present(self, channel: str, member_id: str) -> bool:
+        """Whether the member has a connection in the channel."""
+        return self._presence.is_present(channel, member_id)
+
+    def member_count(self, channel: str) -> int:
+        """How many members are present."""
+        return self._presence.count(channel)
+
+    def connection_count(self, channel: str) -> int:
+        """How many connections a message to the channel goes to."""
+        return len(self._channels.get(channel, ()))
+
+    def typing_members(self, channel: str) -> list[str]:
+        """The ids of the members that are typing, in the order in which they began."""
+        return self._presence.typing_ids(channel)
+
+    def channel_names(self) -> list[str]:
+        """The names of all channels with members."""
+        return list(self._channels)
+
+    # --- inside ---
+
+    def _check_name(self, what: str, name: str) -> None:
+        limit = self._limits.channel_name_bytes
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name) <= limit
+            or _FORBIDDEN.search(name)
+            or len(name.encode()) > limit
+        ):
+            raise ValueError(
+                f"{what} {_shortened(name)}: must be a str of 1 to {limit} bytes in UTF-8 without control characters"
+            )
+
+    def _write_info(self, member_id: str, info: Any) -> msgspec.Raw | None:
+        """`info` as JSON, so that nobody can change it any more."""
+        if info is None:
+            return None
+        try:
+            json = encode(info)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"info of member {member_id!r} cannot be written as JSON: {error}") from error
+        if len(json) > self._limits.presence_info_bytes:
+            raise LimitExceeded(
+                f"info of member {member_id!r} has {len(json)} bytes, and Limits.presence_info_bytes allows "
+                f"{self._limits.presence_info_bytes}"
+            )
+        return msgspec.Raw(json)
+
+    def _known(self, conn: Peer) -> _Subscriber | None:
+        subscriber = self._subscribers.get(conn.id)
+        return subscriber if subscriber is not None and subscriber.peer is conn else None
+
+    def _subscriber(self, conn: Peer) -> _Subscriber:
+        subscriber = self._subscribers.get(conn.id)
+        if subscriber is None:
+            subscriber = self._subscribers[conn.id] = _Subscriber(conn)
+            conn.add_close_callback(self._on_closed)
+        elif subscriber.peer is not conn:
+            raise ValueError(f"two connections have the id {conn.id!r}; the hub cannot tell them apart")
+        return subscriber
+
+    def _closed(self, conn: Peer) -> None:
+        self.disconnect(conn)
+        if self._known(conn) is not None:
+            del self._subscribers[conn.id]
+
+    def _leave(self, subscriber: _Subscriber, channel: str, member_id: str) -> bool:
+        sinks = self._channels.get(channel)
+        members = () if sinks is None else sinks.get(subscriber.sink, ())
+        if sinks is None or member_id not in members:
+            return False
+        subscriber.memberships -= 1
+        if len(members) > 1:
+            sinks[subscriber.sink] = tuple(other for other in members if other != member_id)
+        else:
+            del sinks[subscriber.sink]
+            del subscriber.channels[channel]
+            if not sinks:
+                del self._channels[channel]
+        changes = self._presence.leave(channel, member_id)
+        if not changes:
+            return False
+        timer = self._typing_timers.pop((channel, member_id), None)
+        if timer is not None:
+            timer.cancel()
+        for change in changes:
+            self._announce(channel, change)
+        return True
+
+    def _timers(self) -> TimerWheel:
+        if self._wheel is not None:
+            return self._wheel
+        try:
+            return LoopContext.of().wheel
+        except RuntimeError:
+            raise RuntimeError(
+                "set_typing() needs a running event loop to end the typing in time; elsewhere use ChannelHub(wheel=...)"
+            ) from None
+
+    def _typing_expired(self, key: tuple[str, str]) -> None:
+        del self._typing_timers[key]
+        channel, member_id = key
+        change = self._presence.set_typing(channel, member_id, False)
+        if change is not None:
+            self._announce(channel, change)
+
+    def _announce(self, channel: str, change: Difference, skip: object = None) -> None:
+        sinks = self._channels.get(channel)
+        if sinks is not None and (len(sinks) > 1 or skip not in sinks):
+            self._send(sinks, Message(change.type, channel, change.data, self._clock_ms()), skip, droppable=True)
+
+    def _send(self, sinks: _Sinks, message: Message, skip: object, droppable: bool = False) -> None:
+        others = fan_out(sinks, message.frame, skip, droppable)
+        if not others:
+            return
+        self._deliveries.append((others, message, droppable))
+        if self._delivering:
+            return  # called from inside deliver(): everybody gets the message before this one first
+        self._delivering = True
+        try:
+            while self._deliveries:
+                self._deliver(*self._deliveries.popleft())
+        finally:
+            self._delivering = False
+
+    def _deliver(self, peers: list[Any], message: Message, droppable: bool) -> None:
+        for peer in peers:
+            if peer.closed:
+                continue
+            try:
+                peer.deliver(message, droppable)
+            except Exception:
+                logger.exception("connection %s: deliver() failed, for %r", peer.id, message)
+
+
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what is not in UTF-8
+
+
+def _shortened(name: object) -> str:
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _time_of_day_ms() -> int:
+    return time.time_ns() // 1_000_000

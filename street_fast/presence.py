@@ -1,0 +1,114 @@
+"""Who is in which channel, and who is typing there: plain state, and the differences that others are to hear of.
+
+Presence is counted by connection: a member is present from its first `join` to its last `leave`, so that a second tab
+or an overlapping reconnect makes no difference to anybody. The caller joins and leaves once per connection, or per
+node, or whatever it counts. Nothing is kept about a channel without members.
+
+Every change returns what changed, ready to be sent: no I/O, no clock and no connection are known here. That typing
+ends by itself after a while is for the caller to arrange, with `set_typing(..., False)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["Difference", "Presence"]
+
+
+class Difference(NamedTuple):
+    """One event: its type, and its data as they go over the wire."""
+
+    type: Literal["presence:join", "presence:leave", "typing"]
+    data: dict[str, Any]
+
+
+class _Member:
+    __slots__ = ("count", "info")
+
+    def __init__(self, info: Any) -> None:
+        self.count = 1
+        self.info = info
+
+
+class Presence:
+    """The members of any number of channels."""
+
+    __slots__ = ("_members", "_typing")
+
+    def __init__(self) -> None:
+        self._members: dict[str, dict[str, _Member]] = {}
+        self._typing: dict[str, dict[str, None]] = {}  # in the order in which they began
+
+    def join(self, channel: str, member_id: str, info: Any = None) -> Difference | None:
+        """Count one more connection of the member; the difference is that it is now present.
+
+        `info` is what the others learn about it. The one given when the member becomes present stands until it is
+        absent again, so that everybody has been told the same.
+        """
+        members = self._members.setdefault(channel, {})
+        member = members.get(member_id)
+        if member is not None:
+            member.count += 1
+            return None
+        members[member_id] = _Member(info)
+        return Difference("presence:join", describe(member_id, info))
+
+    def leave(self, channel: str, member_id: str) -> list[Difference]:
+        """Count one connection less; the differences, in order, are that it stopped typing, and that it is absent.
+
+        Raises KeyError if the member is not there.
+        """
+        members = self._members[channel]
+        member = members[member_id]
+        member.count -= 1
+        if member.count:
+            return []
+        stopped = self.set_typing(channel, member_id, False)
+        del members[member_id]
+        if not members:
+            del self._members[channel]
+        left = Difference("presence:leave", describe(member_id, member.info))
+        return [left] if stopped is None else [stopped, left]
+
+    def set_typing(self, channel: str, member_id: str, typing: bool) -> Difference | None:
+        """Note that the member types or has stopped; no difference if that was known, or if it is not present."""
+        typists = self._typing.get(channel)
+        if typing == (typists is not None and member_id in typists):
+            return None
+        if not typing:
+            assert typists is not None
+            del typists[member_id]
+            if not typists:
+                del self._typing[channel]
+        elif self.is_present(channel, member_id):
+            self._typing.setdefault(channel, {})[member_id] = None
+        else:
+            return None
+        return Difference("typing", {"memberId": member_id, "typing": typing})
+
+    def is_present(self, channel: str, member_id: str) -> bool:
+        return member_id in self._members.get(channel, ())
+
+    def is_typing(self, channel: str, member_id: str) -> bool:
+        return member_id in self._typing.get(channel, ())
+
+    def count(self, channel: str) -> int:
+        """How many members are present."""
+        return len(self._members.get(channel, ()))
+
+    def ids(self, channel: str) -> list[str]:
+        """The ids of all members, in the order in which they became present."""
+        return list(self._members.get(channel, ()))
+
+    def describe(self, channel: str) -> list[dict[str, Any]]:
+        """All members as the events describe them: ``{"memberId", "info"?}``."""
+        return [describe(member_id, member.info) for member_id, member in self._members.get(channel, {}).items()]
+
+    def typing_ids(self, channel: str) -> list[str]:
+        """The ids of those who are typing, in the order in which they began."""
+        return list(self._typing.get(channel, ()))
+
+
+def describe(member_id: str, info: Any) -> dict[str, Any]:
+    """``{"memberId", "info"?}``"""
+    return {"memberId": member_id} if info is None else {"memberId": member_id, "info": info}
