@@ -75,7 +75,7 @@ class Upgrade(Protocol):
 def is_websocket_request(request: Request) -> bool:
     """Whether the client asks for a WebSocket, well or badly: ``Connection: upgrade``, ``Upgrade: websocket``."""
     headers = request.headers
-    return _has_option(headers, "upgrade", "websocket") and _has_option(headers, "connection", "upgrade")
+    return headers.has_token("upgrade", "websocket") and headers.has_token("connection", "upgrade")
 
 
 def accept(
@@ -122,11 +122,11 @@ def refusal(error: HandshakeRefused) -> Response:
 def _check_request(request: Request, headers: Headers) -> None:
     if request.method != "GET":
         raise HandshakeRefused(405, "method", "a WebSocket handshake is a GET request", (("Allow", "GET"),))
-    if not _has_option(headers, "upgrade", "websocket"):
+    if not headers.has_token("upgrade", "websocket"):
         raise HandshakeRefused(
             426, "not_websocket", "this address speaks WebSocket; connect to it with a WebSocket client", _UPGRADE
         )
-    if not _has_option(headers, "connection", "upgrade"):
+    if not headers.has_token("connection", "upgrade"):
         raise HandshakeRefused(400, "connection", "Upgrade needs the option 'upgrade' in the Connection header")
     if request.http_version != "1.1":
         raise HandshakeRefused(400, "http_version", "a WebSocket handshake needs HTTP/1.1")
@@ -288,15 +288,6 @@ def _parse_authority(authority: str, default_port: int | None) -> tuple[str, int
 _SPACE = re.compile(r"[ \t]*")
 _EMPTY_ELEMENTS = re.compile(r"[ \t,]*")
 _TOKEN = re.compile(rf"[{re.escape(''.join(sorted(TOKEN_CHARS)))}]*")
-
-
-def _has_option(headers: Headers, name: str, option: str) -> bool:
-    """Whether a comma-separated list of tokens has that one, in any case."""
-    for value in headers.get_all(name):
-        folded = value.lower()
-        if folded == option or (option in folded and option in [item.strip(" \t") for item in folded.split(",")]):
-            return True
-    return False
 
 
 def parse_tokens(values: Iterable[str]) -> list[str]:

@@ -60,6 +60,14 @@ class Headers(Mapping[str, str]):
             start = self._folded.find(key, start)
         return values
 
+    def has_token(self, name: str, token: str) -> bool:
+        """Whether the comma-separated list of that name has `token` (in lower case) in it, in any case."""
+        for value in self.get_all(name):
+            folded = value.lower()
+            if folded == token or (token in folded and token in [item.strip(" \t") for item in folded.split(",")]):
+                return True
+        return False
+
     def __contains__(self, name: object) -> bool:
         key = _key(name) if isinstance(name, str) else b""
         return bool(key) and key in self._folded

@@ -52,6 +52,16 @@ def test_headers_are_a_mapping_of_lower_case_names():
     assert len(headers.pairs()) == 5
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [(["close"], True), (["Close"], True), (["a,\tclose ,b"], True), (["a", "close"], True), (["closed"], False),
+     (["not-close, a"], False), (["close b"], False), (["disclose,close b"], False), ([""], False), ([], False)],
+)  # fmt: skip
+def test_has_token(values, found):
+    request = Request.from_pairs("GET", "/", [(b"Connection", value.encode()) for value in values])
+    assert request.headers.has_token("connection", "close") is found
+
+
 def test_no_headers_at_all():
     headers = Headers(b"\r\n")
     assert list(headers) == []
