@@ -169,11 +169,11 @@ class Message:
 
     def __init__(
         self,
-        type: str,
+        type: str,  # noqa: A002
         channel: str | None = None,
         data: object = UNSET,
         ts: int | None = None,
-        id: int | str | None = None,
+        id: int | str | None = None,  # noqa: A002
     ) -> None:
         self.type = type
         self.channel = channel
@@ -213,7 +213,11 @@ class Message:
 
 
 def error_message(
-    code: ErrorCode, message: str, *, id: int | str | None = None, channel: str | None = None
+    code: ErrorCode,
+    message: str,
+    *,
+    id: int | str | None = None,  # noqa: A002
+    channel: str | None = None,
 ) -> Message:
     """``{"type":"error","id"?,"channel"?,"data":{"code","message"}}``."""
     return Message("error", channel, {"code": code, "message": message}, None, id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import json
 import random
 import uuid
@@ -24,8 +24,7 @@ from street_fast.messages import (
     error_message,
 )
 
-
-SOME_TIME = datetime.datetime(2024, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+SOME_TIME = dt.datetime(2024, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc)
 
 
 class Point(msgspec.Struct):
@@ -196,7 +195,7 @@ def test_depth_against_a_model() -> None:
         (dict, b'{"a":[1]}', {"a": [1]}),
         (list[int], b"[1,2]", [1, 2]),
         (str, b'"s"', "s"),
-        (datetime.datetime, b'"2024-01-02T03:04:05Z"', SOME_TIME),
+        (dt.datetime, b'"2024-01-02T03:04:05Z"', SOME_TIME),
         (Any, b"[null]", [None]),
     ],
 )
@@ -263,7 +262,7 @@ def test_raw_data_is_spliced_in_as_it_is() -> None:
 
 
 def test_everything_that_applications_send() -> None:
-    day = datetime.date(2024, 1, 2)
+    day = dt.date(2024, 1, 2)
     key = uuid.UUID(int=1)
     value = {"struct": Point(1), "move": Move(2), "day": day, "key": key, "set": {3}, "raw": msgspec.Raw(b"[4]")}
     assert json.loads(encode(value)) == {
