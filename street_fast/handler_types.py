@@ -1,0 +1,91 @@
+"""The type of data that an event handler declares, read from the annotation of its first parameter.
+
+Handlers are mostly closures, made anew for each connection, so what has to be evaluated is kept by code object.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import sys
+import types
+import typing
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from street_fast.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["declared_type"]
+
+logger = logging.getLogger("street_fast")
+
+
+_resolved: weakref.WeakKeyDictionary[types.CodeType, Any] = weakref.WeakKeyDictionary()
+
+
+def declared_type(handler: Callable[..., object]) -> Any:
+    """What the first parameter of `handler` is annotated with, or None.
+
+    Each code is looked at once, however many closures are made of it. An annotation that cannot be resolved (a
+    name inside another function, or under TYPE_CHECKING) is logged and counts as none. Raises ConfigurationError if
+    the handler takes no argument.
+    """
+    bound = 0  # arguments that are there already
+    while True:
+        if isinstance(handler, functools.partial):
+            bound += len(handler.args)
+            handler = handler.func
+        elif isinstance(handler, types.MethodType):
+            bound += 1
+            handler = handler.__func__
+        elif hasattr(handler, "__wrapped__"):
+            handler = handler.__wrapped__
+        elif isinstance(handler, types.FunctionType):
+            break
+        else:
+            method = getattr(type(handler), "__call__", None)  # noqa: B004
+            if isinstance(handler, type) or not isinstance(method, types.FunctionType):
+                return None  # a class, or something written in C: it does not say
+            bound += 1
+            handler = method
+    code = handler.__code__
+    if code.co_argcount <= bound:
+        if code.co_flags & inspect.CO_VARARGS:
+            return None
+        raise ConfigurationError(f"handler {handler.__qualname__} takes no argument; it must take the event's data")
+    annotation = _annotations(handler).get(code.co_varnames[bound])
+    if not isinstance(annotation, str | typing.ForwardRef):
+        return None if annotation is object else annotation
+    if code not in _resolved:
+        _resolved[code] = _resolve(handler, annotation)
+    return _resolved[code]
+
+
+def _annotations(function: types.FunctionType) -> dict[str, Any]:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        # They are evaluated only now; one that fails must not hide the others.
+        return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    return function.__annotations__
+
+
+def _resolve(function: types.FunctionType, annotation: str | typing.ForwardRef) -> Any:
+    carrier = types.FunctionType((lambda: None).__code__, function.__globals__)
+    carrier.__annotations__ = {"data": annotation}
+    try:
+        resolved = typing.get_type_hints(carrier, include_extras=True)["data"]
+    except Exception as error:
+        logger.warning(
+            "handler %s: the annotation %s cannot be resolved (%s), so its data is not checked; "
+            "on(..., type=...) says it directly",
+            function.__qualname__,
+            annotation if isinstance(annotation, str) else annotation.__forward_arg__,
+            error,
+        )
+        return None
+    return None if resolved is object else resolved

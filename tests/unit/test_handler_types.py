@@ -1,0 +1,123 @@
+"""What the first parameter of a handler declares, whatever kind of callable it is."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import pytest
+
+from street_fast.errors import ConfigurationError
+from street_fast.handler_types import declared_type
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+class Chat(msgspec.Struct):
+    text: str
+
+
+class Handlers:
+    def method(self, data: Chat) -> None: ...
+
+    @classmethod
+    def class_method(cls, data: Chat) -> None: ...
+
+    @staticmethod
+    def static(data: Chat) -> None: ...
+
+    def __call__(self, data: Chat) -> None: ...
+
+
+def plain(data: Chat, other: int = 0) -> None: ...
+
+
+async def coroutine(data: Chat) -> None: ...
+
+
+def second(hub: object, data: Chat) -> None: ...
+
+
+@functools.wraps(plain)
+def wrapped(*args: Any) -> None: ...
+
+
+def optional(data: Chat | None) -> None: ...
+
+
+def constrained(data: Annotated[int, msgspec.Meta(ge=0)]) -> None: ...
+
+
+def other_annotations_are_bad(data: Chat, more: Decimal | Nowhere = 0) -> Nowhere: ...  # type: ignore  # noqa: F821, PGH003
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        plain,
+        coroutine,
+        Handlers().method,
+        Handlers.class_method,
+        Handlers.static,
+        Handlers(),
+        functools.partial(second, None),
+        functools.partial(functools.partial(second), None),
+        wrapped,
+        other_annotations_are_bad,
+    ],
+)
+def test_a_struct(handler: Any) -> None:
+    assert declared_type(handler) is Chat
+
+
+def test_other_types() -> None:
+    assert declared_type(optional) == Chat | None
+    assert declared_type(constrained) == Annotated[int, msgspec.Meta(ge=0)]
+
+
+def untyped(data) -> None: ...  # type: ignore[no-untyped-def]
+
+
+def takes_object(data: object) -> None: ...
+
+
+def takes_rest(*data: Chat) -> None: ...
+
+
+@pytest.mark.parametrize("handler", [untyped, takes_object, takes_rest, lambda data: None, [].append, print, dict])
+def test_nothing_declared(handler: Any) -> None:
+    assert declared_type(handler) is None
+
+
+def test_any_is_declared_as_any() -> None:
+    def anything(data: Any) -> None: ...
+
+    assert declared_type(anything) is Any
+
+
+@pytest.mark.parametrize("handler", [lambda: None, functools.partial(plain, 1, 2)])
+def test_handlers_without_an_argument(handler: Any) -> None:
+    with pytest.raises(ConfigurationError, match="takes no argument"):
+        declared_type(handler)
+
+
+def test_an_annotation_that_cannot_be_resolved_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Local(msgspec.Struct):
+        text: str
+
+    for _ in range(3):
+
+        def handler(data: Local) -> None: ...
+
+        assert declared_type(handler) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Local" in caplog.text
+    assert "type=" in caplog.text
+
+
+def test_annotations_that_are_no_strings() -> None:
+    namespace: dict[str, Any] = {"Chat": Chat}
+    exec(compile("def handler(data: Chat): ...", "x", "exec", dont_inherit=True), namespace)
+    assert declared_type(namespace["handler"]) is Chat
