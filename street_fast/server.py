@@ -1,0 +1,543 @@
+"""StreetWebSocketServer: from an upgrade request to a handler, and from close() to the last connection.
+
+A front (HttpServer, uvicorn, aiohttp) hands each WebSocket request on the server's path to `handle_upgrade`, which
+answers in this order: Origin (403, before any code of the application), handshake (400, 405, 426), capacity (503 with
+Retry-After; a browser cannot see a status, so it is upgraded and closed with 1013), `authenticate` (401), 101.
+
+The connection handler runs before the connection starts: what it sends goes out behind the 101, and what it registers
+is there before the first byte of the client is looked at, also what came with the request. A coroutine gets as far
+as its first await.
+
+Everybody whom the server turns away for now is told when to come back: Retry-After with 503, and with 1012 (restart)
+and 1013 (over capacity) a close reason that ends in ``retry in <seconds> s``, a random time up to
+``Limits.retry_hint_s``, so that they do not all come back at once. In JavaScript: ``/retry in ([0-9.]+) s$/``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import logging
+import math
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
+
+from street_fast._core import LoopContext, WebSocket, broadcast
+from street_fast.auth import Member
+from street_fast.errors import CloseCode, ConfigurationError, ConnectionClosed, HandshakeRefused
+from street_fast.handshake import Acceptance, Upgrade, accept, check_allowed_origins, refusal
+from street_fast.http_server import HttpServer
+from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.messages import UNSET, Message
+from street_fast.metrics import Counters
+from street_fast.request import TOKEN_CHARS, Request, Response
+from street_fast.runner import run_until_stopped
+from street_fast.street_socket import SocketContext, StreetSocket, socket_limits
+
+if TYPE_CHECKING:
+    import os
+    import ssl as ssl_module
+    from collections.abc import Awaitable
+
+    import aiohttp.web
+    import uvicorn
+
+__all__ = ["StreetWebSocketServer"]
+
+logger = logging.getLogger("street_fast")
+
+Handler: TypeAlias = Callable[[StreetSocket, Request], object]
+BareHandler: TypeAlias = Callable[[WebSocket, Request], object]
+Authenticate: TypeAlias = Callable[[Request], Union[Member, "Awaitable[Member | None]", None]]
+Front: TypeAlias = Union[HttpServer, "uvicorn.Config", "aiohttp.web.Application"]
+
+
+class _Application(NamedTuple):
+    """What serves a subprotocol: a handler of StreetSockets or of bare WebSockets."""
+
+    handler: Callable[..., object]
+    bare: bool
+
+
+class _CountedWebSocket(WebSocket):
+    """A WebSocket whose server hears of its end; its `on_close` belongs to the application."""
+
+    __slots__ = ("server",)
+
+    server: StreetWebSocketServer
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.server._forget_bare(self)
+
+
+class StreetWebSocketServer:
+    """WebSocket clients on one path of an HTTP server.
+
+    Options:
+        path: where clients connect.
+        heartbeat_interval_ms: a ping after this silence; overrides ``limits.ping_interval_s``.
+        max_connections: above it, clients are turned away.
+        authenticate: ``authenticate(request) -> Member | None``, plain or coroutine function. None or an exception
+            refuses the client (401); the Member is the request's `member` from then on. It has what is left of
+            ``limits.handshake_timeout_s``, and is cancelled when the client goes away.
+        allowed_origins: pages that may connect: None for those of the same origin, a list of origins
+            (``https://app.example.com``, ``https://*.example.com``), or ``["*"]``. Who is no browser sends none.
+        limits: every other number.
+        subprotocols: those that the handler of `attach`, `serve` and `run` speaks, best first.
+
+    Raises ConfigurationError for a bad option. One server serves one event loop, until it is closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str = "/",
+        heartbeat_interval_ms: float | None = None,
+        max_connections: int = 10_000,
+        authenticate: Authenticate | None = None,
+        allowed_origins: Sequence[str] | None = None,
+        limits: Limits | None = None,
+        subprotocols: Sequence[str] = (),
+    ) -> None:
+        _check_options(path, heartbeat_interval_ms, max_connections, authenticate, allowed_origins, limits)
+        if limits is None:
+            limits = DEFAULT_LIMITS
+        if heartbeat_interval_ms is not None:
+            limits = dataclasses.replace(limits, ping_interval_s=heartbeat_interval_ms / 1_000)
+        self.path = path
+        self.limits = limits
+        self.max_connections = max_connections
+        self.counters = Counters()
+        self._socket_limits = socket_limits(limits)
+        self._authenticate = authenticate
+        self._allowed_origins = None if allowed_origins is None else tuple(allowed_origins)
+        self._subprotocols = _checked_subprotocols("subprotocols", subprotocols)
+        self._applications: dict[str | None, _Application] = {}
+        self._offered: tuple[str, ...] = ()
+        self._fronts: list[Front] = []
+        self._http: HttpServer | None = None  # serve()'s own
+        self._context: SocketContext | None = None
+        self._sockets: dict[WebSocket, StreetSocket] = {}
+        self._bare: dict[_CountedWebSocket, asyncio.Task[None] | None] = {}
+        self._turned_away: set[_CountedWebSocket] = set()
+        self._authenticating: set[asyncio.Task[None]] = set()
+        self._warned = False
+        self._draining: asyncio.Task[None] | None = None
+        self._all_gone: asyncio.Event | None = None
+        self._closed: asyncio.Event | None = None
+
+    # --- what it is ---
+
+    @property
+    def clients(self) -> list[StreetSocket]:
+        """The open StreetSockets, as a new list."""
+        return list(self._sockets.values())
+
+    @property
+    def connection_count(self) -> int:
+        """Open connections, those of `attach_protocol` included."""
+        return len(self._sockets) + len(self._bare)
+
+    @property
+    def port(self) -> int:
+        """The port that `serve` listens on."""
+        if self._http is None:
+            raise RuntimeError("port: the server listens nowhere; await serve() first")
+        return self._http.port
+
+    def __repr__(self) -> str:
+        return f"<StreetWebSocketServer {self.path} {self.connection_count} connections>"
+
+    # --- where it serves ---
+
+    def attach(self, http: Front, handler: Handler) -> None:
+        """Serves the WebSocket clients of an HTTP server that is there already, on `path`.
+
+        `http` is an HttpServer, a `uvicorn.Config` or an `aiohttp.web.Application`; it is not started here, and when
+        it shuts down this server is drained. ``handler(socket, request)``, plain or a coroutine function, is
+        called for each connection. Raises ConfigurationError for any other `http`, or a second handler.
+        """
+        for subprotocol in (None, *self._subprotocols):
+            self._add_application(subprotocol, _Application(handler, bare=False))
+        self._add_front(http)
+
+    def attach_protocol(self, http: Front, subprotocol: str | None, handler: BareHandler) -> None:
+        """Serves bare WebSockets to the clients that ask for `subprotocol`, or to any client if it is None.
+
+        ``handler(ws, request)`` sets ``ws.on_message`` and ``ws.on_close``. Of several subprotocols that a client
+        offers, those attached first are preferred. Otherwise as `attach`.
+        """
+        if subprotocol is not None:
+            _checked_subprotocols("subprotocol", [subprotocol])
+        self._add_application(subprotocol, _Application(handler, bare=True))
+        self._add_front(http)
+
+    def _add_application(self, subprotocol: str | None, application: _Application) -> None:
+        if not callable(application.handler):
+            raise ConfigurationError(f"handler={application.handler!r}: must be a function")
+        if self._applications.setdefault(subprotocol, application) != application:
+            kind = "clients without a subprotocol" if subprotocol is None else f"subprotocol {subprotocol!r}"
+            raise ConfigurationError(
+                f"handler={application.handler!r}: {kind} of {self!r} have another handler already"
+            )
+        self._offered = tuple(name for name in self._applications if name is not None)
+
+    def _add_front(self, http: Front) -> None:
+        if any(front is http for front in self._fronts):
+            return
+        origins = {base.__module__.partition(".")[0] for base in type(http).__mro__}
+        if isinstance(http, HttpServer):
+            http.upgrade(self.path, self.handle_upgrade)
+            http.on_shutdown(self.drain)
+        elif "uvicorn" in origins:
+            from street_fast.integrations import uvicorn as uvicorn_front
+
+            uvicorn_front.attach(self, cast("uvicorn.Config", http))
+        elif "aiohttp" in origins:
+            from street_fast.integrations import aiohttp as aiohttp_front
+
+            aiohttp_front.attach(self, cast("aiohttp.web.Application", http))
+        else:
+            raise ConfigurationError(
+                f"attach({http!r}): must be a street_fast.HttpServer, a uvicorn.Config or an aiohttp.web.Application"
+            )
+        self._fronts.append(http)
+
+    async def serve(
+        self,
+        handler: Handler,
+        host: str = "127.0.0.1",
+        port: int = 3000,
+        *,
+        uds: str | os.PathLike[str] | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        reuse_port: bool = False,
+    ) -> None:
+        """Listens, with an HTTP server of its own, and returns as soon as clients can connect, as asyncio does.
+
+        Then `wait_closed`, or anything else; `close` ends it. Port 0 takes a free one, see `port`. Raises ListenError.
+        """
+        http = HttpServer(limits=self.limits)
+        self.attach(http, handler)
+        await http.listen(host, port, uds=uds, ssl=ssl, reuse_port=reuse_port)
+        self._http = http
+
+    def run(self, handler: Handler, host: str = "127.0.0.1", port: int = 3000) -> None:
+        """Serves until SIGINT or SIGTERM, then closes cleanly. Prints one line with the address.
+
+        Makes its own event loop, uvloop's if it is installed. If it cannot listen, the process says why in one
+        line and exits with status 1 (SystemExit).
+        """
+
+        async def start() -> StreetWebSocketServer:
+            await self.serve(handler, host, port)
+            name = f"[{host}]" if ":" in host else host
+            print(f"street_fast: ws://{name}:{self.port}{self.path} (Ctrl-C stops)", flush=True)  # noqa: T201
+            return self
+
+        run_until_stopped(start)
+
+    # --- out ---
+
+    def broadcast(self, type: str, data: object = UNSET) -> int:  # noqa: A002
+        """Emits an event to every StreetSocket, written and framed once. Returns how many took it.
+
+        Raises TypeError for data that JSON cannot hold.
+        """
+        return broadcast(self._sockets, Message(type, None, data).frame)
+
+    # --- from an upgrade to a handler ---
+
+    def handle_upgrade(self, upgrade: Upgrade) -> None:
+        """Answers one WebSocket request, now or, if `authenticate` is a coroutine, later. For fronts; never raises."""
+        request = upgrade.request
+        try:
+            acceptance = accept(request, subprotocols=self._offered, allowed_origins=self._allowed_origins)
+            application = self._applications.get(acceptance.subprotocol)
+            if application is None:
+                known = ", ".join(self._offered)
+                raise HandshakeRefused(400, "subprotocol", f"a Sec-WebSocket-Protocol is needed here, one of: {known}")
+        except HandshakeRefused as error:
+            self._refuse(upgrade, refusal(error))
+            return
+        if self._draining is not None:
+            self._turn_away(upgrade, acceptance, CloseCode.SERVICE_RESTART, "restart")
+        elif self.connection_count + len(self._authenticating) >= self.max_connections:
+            self._turn_away(upgrade, acceptance, CloseCode.TRY_AGAIN_LATER, "over capacity")
+        elif self._authenticate is None:
+            if not self._warned and _is_from_outside(request):
+                self._warned = True
+                logger.warning("%r has no authenticate: anybody who reaches it may connect", self)
+            self._open(upgrade, acceptance, application)
+        else:
+            self._ask(self._authenticate, upgrade, acceptance, application)
+
+    def _ask(
+        self, authenticate: Authenticate, upgrade: Upgrade, acceptance: Acceptance, application: _Application
+    ) -> None:
+        try:
+            answer = authenticate(upgrade.request)
+        except Exception as error:
+            self._admit(upgrade, acceptance, application, error)
+            return
+        if not inspect.isawaitable(answer):
+            self._admit(upgrade, acceptance, application, answer)
+            return
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._ask_later(answer, upgrade, acceptance, application))
+        self._authenticating.add(task)
+        task.add_done_callback(self._authenticating.discard)
+
+        def abandon() -> None:
+            loop.call_soon(task.cancel)  # in the next turn: a coroutine that has begun can clean up
+
+        upgrade.on_abandoned = abandon
+
+    async def _ask_later(
+        self, answer: Awaitable[Member | None], upgrade: Upgrade, acceptance: Acceptance, application: _Application
+    ) -> None:
+        try:
+            member: object = await answer
+        except Exception as error:
+            member = error
+        except asyncio.CancelledError:
+            self._refuse(upgrade, Response.text("not now\n", 503, self._retry_after()))  # unless it went away
+            raise
+        self._admit(upgrade, acceptance, application, member)
+
+    def _admit(self, upgrade: Upgrade, acceptance: Acceptance, application: _Application, answer: object) -> None:
+        """Lets a client in if `answer`, what `authenticate` returned or raised, is a Member."""
+        if isinstance(answer, Member):
+            upgrade.request.member = answer
+            if self._draining is None:
+                self._open(upgrade, acceptance, application)
+            else:
+                self._turn_away(upgrade, acceptance, CloseCode.SERVICE_RESTART, "restart")
+            return
+        if isinstance(answer, Exception):
+            logger.error("authenticate failed, the client is refused", exc_info=answer)
+        elif answer is not None:
+            logger.error("authenticate returned %r, which is no Member: the client is refused", type(answer).__name__)
+        self._refuse(upgrade, Response.text("not authenticated\n", 401, [("WWW-Authenticate", "Bearer")]))
+
+    def _open(self, upgrade: Upgrade, acceptance: Acceptance, application: _Application) -> None:
+        taken = self._take_over(upgrade)
+        if taken is None:
+            return
+        context = self._socket_context()
+        self.counters.connections_opened += 1
+        ws: WebSocket
+        if application.bare:
+            ws = bare = self._counted_websocket(context, acceptance)
+            self._bare[bare] = None
+            self._serve_bare(bare, application.handler, upgrade.request)
+        else:
+            ws = WebSocket(context.loop_context, self._socket_limits, subprotocol=acceptance.subprotocol)
+            socket = self._sockets[ws] = StreetSocket(ws, upgrade.request, context)
+            socket.serve(application.handler)
+        transport, tail = taken
+        ws.start(transport, acceptance.head, tail)
+
+    def _take_over(self, upgrade: Upgrade) -> tuple[asyncio.Transport, bytes] | None:
+        upgrade.on_abandoned = None
+        try:
+            return upgrade.take_over()
+        except ConnectionClosed:
+            return None  # it went away just now
+
+    def _socket_context(self) -> SocketContext:
+        if self._context is None:
+            self._context = SocketContext(LoopContext.of(), self.limits, self.counters, self._forget)
+        return self._context
+
+    def _counted_websocket(self, context: SocketContext, acceptance: Acceptance) -> _CountedWebSocket:
+        ws = _CountedWebSocket(context.loop_context, self.limits, subprotocol=acceptance.subprotocol)
+        ws.server = self
+        return ws
+
+    def _serve_bare(self, ws: _CountedWebSocket, handler: BareHandler, request: Request) -> None:
+        try:
+            result = handler(ws, request)
+        except Exception as error:
+            self._bare_failed(ws, error)
+            return
+        if asyncio.iscoroutine(result):
+            self._bare[ws] = self._socket_context().spawn(self._await_bare(ws, result))
+
+    async def _await_bare(self, ws: _CountedWebSocket, coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            await coroutine
+        except Exception as error:
+            self._bare_failed(ws, error)
+
+    def _bare_failed(self, ws: WebSocket, error: Exception) -> None:
+        self.counters.handler_errors += 1
+        logger.error("connection %s: the connection handler failed, closing it", ws.id, exc_info=error)
+        ws.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+    # --- who does not get in ---
+
+    def _refuse(self, upgrade: Upgrade, response: Response) -> None:
+        self.counters.handshakes_refused += 1
+        upgrade.on_abandoned = None
+        upgrade.refuse(response)
+
+    def _turn_away(self, upgrade: Upgrade, acceptance: Acceptance, code: CloseCode, why: str) -> None:
+        """503 for programs; browsers, who send an Origin, are upgraded and closed while there is room for that."""
+        self.counters.handshakes_turned_away += 1
+        if "origin" not in upgrade.request.headers or len(self._turned_away) >= self.limits.unfinished_handshakes:
+            upgrade.on_abandoned = None
+            upgrade.refuse(Response.text(f"{why}\n", 503, self._retry_after()))
+            return
+        taken = self._take_over(upgrade)
+        if taken is None:
+            return
+        ws = self._counted_websocket(self._socket_context(), acceptance)
+        self._turned_away.add(ws)
+        ws.close(code, self._retry_reason(why))
+        transport, tail = taken
+        ws.start(transport, acceptance.head, tail)
+
+    def _retry_after(self) -> list[tuple[str, str]]:
+        return [("Retry-After", str(random.randint(1, math.ceil(self.limits.retry_hint_s))))]  # noqa: S311
+
+    def _retry_reason(self, why: str) -> str:
+        return f"{why}; retry in {random.uniform(0, self.limits.retry_hint_s):.1f} s"  # noqa: S311
+
+    # --- the end of a connection ---
+
+    def _forget(self, socket: StreetSocket) -> None:
+        del self._sockets[socket.sink]
+        self._look_whether_all_are_gone()
+
+    def _forget_bare(self, ws: _CountedWebSocket) -> None:
+        self._turned_away.discard(ws)
+        task = self._bare.pop(ws, None)
+        if task is not None:
+            task.get_loop().call_soon(task.cancel)
+        self._look_whether_all_are_gone()
+
+    def _look_whether_all_are_gone(self) -> None:
+        if self._all_gone is not None and not (self._sockets or self._bare or self._turned_away):
+            self._all_gone.set()
+
+    # --- the end of the server ---
+
+    async def close(self) -> None:
+        """Ends the server: no new clients, and those that are there are closed with 1012, in batches.
+
+        Their close reason tells them when to come back (see above). Who is still there after
+        ``limits.shutdown_timeout_s`` is cut off. Returns when the last is gone and its handlers are done. An HTTP
+        server that this one is attached to goes on; for its WebSocket clients it is as if it were restarting.
+        """
+        if self._http is not None:
+            await self._http.close()  # which drains this server
+        await self.drain()
+
+    async def wait_closed(self) -> None:
+        """Returns when `close` is done, whoever calls it."""
+        if self._closed is None:
+            self._closed = asyncio.Event()
+        await self._closed.wait()
+
+    async def drain(self) -> None:
+        """What `close` does with the connections; an attached HTTP server that shuts down calls it."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        limits = self.limits
+        deadline = loop.time() + limits.shutdown_timeout_s
+        for task in self._authenticating:
+            loop.call_soon(task.cancel)
+        connections: list[WebSocket] = [*self._sockets, *self._bare]
+        for start in range(0, len(connections), limits.shutdown_batch):
+            if start:
+                await asyncio.sleep(limits.shutdown_batch_interval_s)
+            for ws in connections[start : start + limits.shutdown_batch]:
+                ws.close(CloseCode.SERVICE_RESTART, self._retry_reason("restart"))
+        await self._wait_until_all_are_gone(deadline - loop.time())
+        for ws in [*self._sockets, *self._bare, *self._turned_away]:
+            ws.abort()
+        await self._wait_until_all_are_gone(_ABORT_S)
+        await self._end_tasks(deadline - loop.time())
+        if self._closed is None:
+            self._closed = asyncio.Event()
+        self._closed.set()
+
+    async def _wait_until_all_are_gone(self, timeout_s: float) -> None:
+        self._all_gone = asyncio.Event()
+        self._look_whether_all_are_gone()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_gone.wait(), max(0.0, timeout_s))
+
+    async def _end_tasks(self, timeout_s: float) -> None:
+        """Lets "close" handlers finish; what does not is cancelled."""
+        tasks = self._authenticating | (set() if self._context is None else self._context.tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=_ABORT_S)
+
+
+_ABORT_S = 1.0
+"""What an aborted connection or a cancelled task gets to come to its end; both need one turn of the loop."""
+
+
+def _check_options(
+    path: str,
+    heartbeat_interval_ms: float | None,
+    max_connections: int,
+    authenticate: object,
+    allowed_origins: Sequence[str] | None,
+    limits: Limits | None,
+) -> None:
+    if not isinstance(path, str) or not path.startswith("/") or "?" in path or "#" in path:
+        raise ConfigurationError(f"path={path!r}: must begin with '/' and have no query")
+    if heartbeat_interval_ms is not None and (
+        isinstance(heartbeat_interval_ms, bool)
+        or not isinstance(heartbeat_interval_ms, int | float)
+        or not 0 < heartbeat_interval_ms < math.inf
+    ):
+        raise ConfigurationError(
+            f"heartbeat_interval_ms={heartbeat_interval_ms!r}: must be a number above 0, "
+            f"or None for limits.ping_interval_s"
+        )
+    if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
+        raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number above 0")
+    if authenticate is not None and not callable(authenticate):
+        raise ConfigurationError(f"authenticate={authenticate!r}: must be a function of a Request, or None")
+    if limits is not None and not isinstance(limits, Limits):
+        raise ConfigurationError(f"limits={limits!r}: must be a Limits object, or None")
+    if allowed_origins is not None:
+        check_allowed_origins(allowed_origins)
+
+
+def _checked_subprotocols(option: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ConfigurationError(f"{option}={names!r}: must be a list of names, not one string")
+    for name in names:
+        if not isinstance(name, str) or not name or not TOKEN_CHARS.issuperset(name):
+            raise ConfigurationError(f"{option}: {name!r} is no token (RFC 9110 section 5.6.2)")
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"{option}={list(names)!r}: a name is there twice")
+    return tuple(names)
+
+
+def _is_from_outside(request: Request) -> bool:
+    """Whether a request came from another machine, itself or through a proxy."""
+    if request.client is None:
+        return True
+    address = request.client[0]
+    if not (address.startswith(("127.", "::ffff:127.")) or address == "::1"):
+        return True
+    headers = request.headers
+    return "forwarded" in headers or "x-forwarded-for" in headers

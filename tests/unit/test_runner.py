@@ -1,0 +1,88 @@
+"""Running until a signal, in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, sys
+from street_fast.errors import ListenError
+from street_fast.runner import run_until_stopped
+
+class Server:
+    def __init__(self): self.ended = asyncio.Event()
+    async def wait_closed(self): await self.ended.wait()
+    async def close(self):
+        print("closing", flush=True)
+        if mode == "hangs": await asyncio.sleep(3600)
+        self.ended.set()
+        print("closed", flush=True)
+
+async def start():
+    if mode == "taken": raise ListenError("port 1 is taken")
+    if mode == "broken": raise RuntimeError("boom")
+    server = Server()
+    if mode == "ends": asyncio.get_running_loop().call_soon(server.ended.set)
+    print(type(asyncio.get_running_loop()).__module__, flush=True)
+    return server
+
+mode = sys.argv[1]
+if "no-uvloop" in sys.argv: sys.modules["uvloop"] = None
+run_until_stopped(start)
+"""
+
+
+def run(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("arguments", [["normal"], ["normal", "no-uvloop"]])
+def test_a_signal_closes(number: signal.Signals, arguments: list[str]) -> None:
+    with run(*arguments) as process:
+        assert process.stdout is not None
+        loop = process.stdout.readline()
+        assert ("uvloop" in loop) == ("no-uvloop" not in arguments)
+        process.send_signal(number)
+        assert process.communicate(timeout=20) == ("closing\nclosed\n", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_the_hard_way(number: signal.Signals) -> None:
+    with run("hangs") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.stdout.readline() == "closing\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == (0 if number is signal.SIGINT else -signal.SIGTERM)
+    assert err == ""
+
+
+def test_the_server_ends_by_itself() -> None:
+    with run("ends") as process:
+        out, err = process.communicate(timeout=20)
+    assert (out.splitlines()[1:], err, process.returncode) == (["closing", "closed"], "", 0)
+
+
+def test_an_address_that_cannot_be_had_is_one_line() -> None:
+    with run("taken") as process:
+        assert process.communicate(timeout=20) == ("", "street_fast: port 1 is taken\n")
+    assert process.returncode == 1
+
+
+def test_other_errors_are_not_hidden() -> None:
+    with run("broken") as process:
+        _, err = process.communicate(timeout=20)
+    assert "RuntimeError: boom" in err
+    assert process.returncode == 1
