@@ -1,0 +1,177 @@
+"""The house: a module imports only what is on the floors below it, and third-party libraries only where they belong.
+
+Read from the source with `ast`, so that imports inside functions count too; those under TYPE_CHECKING do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import street_fast
+
+PACKAGE = Path(street_fast.__file__).parent
+
+FLOORS: list[set[str]] = [
+    {"errors", "limits", "metrics"},
+    {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "messages"},
+    {"_connection", "_connection_py", "_core"},
+    {
+        "auth",
+        "handler_types",
+        "http1",
+        "http_connection",
+        "http_server",
+        "listening",
+        "presence",
+        "runner",
+        "street_socket",
+    },
+    {"hub", "server"},
+    {"integrations", "integrations.aiohttp", "integrations.handover", "integrations.uvicorn"},
+    {"cli", "__main__", "demo"},
+]
+BESIDE = {"testing"}  # may import anything, is imported by nobody
+FLOOR_OF = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+
+SAME_FLOOR = {
+    ("_frames_py", "_frames"),
+    ("limits", "errors"),
+    ("handshake", "request"),
+    ("_core", "_connection"),
+    ("_core", "_connection_py"),
+    ("http_server", "http_connection"),
+    ("http_server", "listening"),
+    ("http_connection", "http1"),
+    ("street_socket", "handler_types"),
+    ("integrations.aiohttp", "integrations.handover"),
+    ("integrations.uvicorn", "integrations.handover"),
+    ("__main__", "cli"),
+    ("cli", "demo"),
+}
+"""Imports within a floor: each says which of the two is the lower one."""
+
+UPWARD = {
+    # The switch is the only door to the codec, and Frame is a value of the codec.
+    ("messages", "_core"),
+    # attach() looks up whoever knows that kind of HTTP server, inside the function.
+    ("server", "integrations"),
+}
+
+LIBRARIES = {
+    "aiohttp": {"integrations.aiohttp"},
+    "httptools": {"http1", "integrations.uvicorn"},
+    "msgspec": {"messages", "demo", "hub"},
+    "orjson": {"messages", "request"},
+    "uvicorn": {"integrations.uvicorn"},
+    "uvloop": {"runner"},
+    "Cython": {"_wheel_py"},
+    "cython": {"_wheel_py"},
+}
+"""Where each library outside the standard library may be imported."""
+
+SANS_IO_FORBIDS = {"asyncio", "logging", "selectors", "socket", "threading", "time"}
+STANDARD = sys.stdlib_module_names | {"annotationlib"}  # the latter from 3.14 on
+
+
+def modules() -> dict[str, Path]:
+    """Name within the package -> file; a package goes by its own name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")) + sorted(PACKAGE.rglob("*.pyx")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
+
+
+MODULES = modules()
+PYTHON_MODULES = {name: path for name, path in MODULES.items() if path.suffix == ".py"}
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return "TYPE_CHECKING" in ast.unparse(test).split(".")
+
+
+def imports(source: str) -> set[str]:
+    """Every module that is imported, by its absolute name; ``from a import b`` counts as both a and a.b."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and is_type_checking(node.test):
+            todo.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        todo.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def cython_imports(source: str) -> set[str]:
+    """The plain imports of a .pyx: whole lines, which is how they are written."""
+    lines = [line for line in source.splitlines() if line.startswith(("import ", "from ")) and "cimport" not in line]
+    return imports("\n".join(line if "(" not in line else line.split("import")[0] + "import _" for line in lines))
+
+
+def imports_of(name: str) -> set[str]:
+    path = MODULES[name]
+    source = path.read_text("utf-8")
+    return cython_imports(source) if path.suffix == ".pyx" else imports(source)
+
+
+def own_imports(name: str) -> set[str]:
+    prefix = "street_fast."
+    return {module.removeprefix(prefix) for module in imports_of(name) if module.removeprefix(prefix) in FLOOR_OF}
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) - set(FLOOR_OF) - BESIDE == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - BESIDE))
+def test_a_module_imports_only_what_is_below(name: str) -> None:
+    floor = FLOOR_OF[name]
+    for imported in own_imports(name):
+        below = FLOOR_OF[imported] < floor or (FLOOR_OF[imported] == floor and (name, imported) in SAME_FLOOR)
+        allowed = below or any(
+            (name, imported) == (n, i) or imported.startswith(f"{i}.") for n, i in UPWARD if n == name
+        )
+        assert allowed, f"{name} (F{floor}) imports {imported} (F{FLOOR_OF[imported]})"
+    for imported in imports_of(name):
+        assert imported.removeprefix("street_fast.") not in BESIDE, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS[0] | FLOORS[1] & set(MODULES)))
+def test_the_lowest_floors_know_no_io(name: str) -> None:
+    if name in MODULES:
+        assert imports_of(name) & SANS_IO_FORBIDS == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - BESIDE - FLOORS[1] - FLOORS[2]))
+def test_nobody_imports_past_the_switch(name: str) -> None:
+    assert (
+        own_imports(name) & {"_frames", "_frames_py", "_wheel", "_wheel_py", "_connection", "_connection_py"} == set()
+    )
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_libraries_are_imported_where_they_belong(name: str) -> None:
+    for imported in imports_of(name):
+        root = imported.partition(".")[0]
+        if root in STANDARD or root == "street_fast":
+            continue
+        assert name in LIBRARIES.get(root, set()), f"{name} imports {root}"
+
+
+def test_type_checking_imports_are_no_imports() -> None:
+    source = "import x\nif TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    from c import d"
+    assert imports(source) == {"x", "b", "c", "c.d"}
