@@ -34,9 +34,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import uvicorn.config
 from httptools import HttpParserUpgrade
+from uvicorn.config import HTTP_PROTOCOLS, WS_PROTOCOLS, Config
 from uvicorn.importer import import_from_string
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from street_fast.errors import ConfigurationError
 from street_fast.integrations.handover import Handover
@@ -52,7 +53,7 @@ __all__ = ["attach"]
 _ProtocolFactory = Callable[..., asyncio.Protocol]
 
 
-def attach(server: StreetWebSocketServer, config: uvicorn.Config) -> None:
+def attach(server: StreetWebSocketServer, config: Config) -> None:
     """Serve the WebSocket clients of a uvicorn server on ``server.path``; before or after ``config.load()``.
 
     Raises ConfigurationError if a server is attached to that path already.
@@ -65,22 +66,25 @@ def attach(server: StreetWebSocketServer, config: uvicorn.Config) -> None:
     routes.guests[server.path] = _Guests(server)
 
 
-def _install(config: uvicorn.Config) -> _Routes:
-    loaded: Any = config
-    if loaded.loaded:
-        routes = _Routes(loaded.ws_protocol_class)
-        loaded.ws_protocol_class = routes
-        loaded.http_protocol_class = _keeping_the_tail(loaded.http_protocol_class)
+def _install(config: Config) -> _Routes:
+    options: Any = config
+    if config.loaded:
+        routes = _Routes(config.ws_protocol_class)
+        options.ws_protocol_class = routes
+        options.http_protocol_class = _keeping_the_tail(config.http_protocol_class)
         return routes
     if config.interface == "wsgi":
         raise ConfigurationError(
             "interface='wsgi': uvicorn.Config.load() removes WebSockets then; call it before attach()"
         )
-    http = import_from_string(uvicorn.config.HTTP_PROTOCOLS.get(loaded.http, loaded.http))
-    routes = _Routes(import_from_string(uvicorn.config.WS_PROTOCOLS.get(loaded.ws, loaded.ws)))
-    loaded.ws = routes
-    loaded.http = _keeping_the_tail(http)
+    routes = _Routes(import_from_string(WS_PROTOCOLS.get(options.ws, options.ws)))
+    options.ws = routes
+    options.http = _keeping_the_tail(import_from_string(HTTP_PROTOCOLS.get(options.http, options.http)))
     return routes
+
+
+def _keeping_the_tail(http: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    return _HttpToolsProtocol if http is HttpToolsProtocol else http
 
 
 class _Guests(Handover):
@@ -119,7 +123,7 @@ class _Routes:
         self.other = other
         self.guests: dict[str, _Guests] = {}
 
-    def __call__(self, *, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]) -> _Crossing:
+    def __call__(self, *, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> _Crossing:
         return _Crossing(self, config, server_state, app_state)
 
     def __reduce__(self) -> NoReturn:
@@ -135,9 +139,7 @@ class _Crossing(asyncio.Protocol):
     _transport: asyncio.Transport
     _http: Any
 
-    def __init__(
-        self, routes: _Routes, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
-    ) -> None:
+    def __init__(self, routes: _Routes, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
         self._routes = routes
         self._config = config
         self._server_state = server_state
@@ -195,14 +197,14 @@ def _is_answering(http: Any) -> bool:
 
 def _tail_of(http: Any) -> bytes:
     """What uvicorn's HTTP protocol has read behind the request that it is handing over."""
-    if isinstance(http, _KeepsTheTail):
+    if isinstance(http, _HttpToolsProtocol):
         return http.tail()
     trailing = getattr(getattr(http, "conn", None), "trailing_data", None)
     return trailing[0] if isinstance(trailing, tuple) else b""
 
 
-class _KeepsTheTail(asyncio.Protocol):
-    """For the HTTP protocol on httptools: knows what is being parsed, so that its end can be had."""
+class _HttpToolsProtocol(HttpToolsProtocol):
+    """Knows what is being parsed, so that the end of it can be had."""
 
     _segment = b""
 
@@ -215,11 +217,3 @@ class _KeepsTheTail(asyncio.Protocol):
         """What is behind the upgrade request. To be called while uvicorn handles the parser's HttpParserUpgrade."""
         error = sys.exc_info()[1]
         return self._segment[error.args[0] :] if isinstance(error, HttpParserUpgrade) else b""
-
-
-def _keeping_the_tail(http: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    if not issubclass(http, HttpToolsProtocol):
-        return http
-    return type(http.__name__, (_KeepsTheTail, http), {})
