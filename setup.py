@@ -4,8 +4,8 @@
 ``_wheel_py.py`` runs as it is, and is compiled here under the other name. The three are built all or none, because the
 package knows two configurations only, compiled and pure. Switches, in the environment:
 
-* ``STREET_FAST_REQUIRE_EXTENSIONS=1``: a failed compile is an error. Otherwise it is a loud warning, and the package
-  is installed without the extensions and runs as pure Python.
+* ``STREET_FAST_REQUIRE_EXTENSIONS=1``: a failed compile is an error, as it is for ``setup.py build_ext``. Otherwise it
+  is a loud warning, and the package is installed without the extensions and runs as pure Python.
 * ``STREET_FAST_PURE_BUILD=1``: leave the extensions out, and make a wheel for any platform.
 * ``STREET_FAST_DEBUG_BUILD=1``: bounds checks, assertions, no optimisation, debug symbols.
 * ``STREET_FAST_SANITIZE=address,undefined``: the compiler's sanitizers, by their names for ``-fsanitize=``.
@@ -38,7 +38,7 @@ def switch(name: str) -> bool:
     return value == "1"
 
 
-REQUIRED = switch("STREET_FAST_REQUIRE_EXTENSIONS")
+REQUIRED = switch("STREET_FAST_REQUIRE_EXTENSIONS") or "build_ext" in sys.argv
 PURE = switch("STREET_FAST_PURE_BUILD")
 DEBUG = switch("STREET_FAST_DEBUG_BUILD")
 SANITIZE = os.environ.get("STREET_FAST_SANITIZE", "")
@@ -73,7 +73,11 @@ class BuildExtensions(build_ext):
     """Compiles all of the extensions, or reports why not and leaves none."""
 
     def build_extensions(self) -> None:
-        self.rebuild_if_the_switches_changed()
+        # Cython and distutils look at dates only, which would mix objects of a debug and a release build.
+        key = f"{DEBUG} {SANITIZE} {sys.prefix} {sys.version} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+        stamp = ROOT / "build" / "switches"
+        self.force = self.force or not stamp.exists() or stamp.read_text() != key
+        stamp.unlink(missing_ok=True)
         failures: list[Exception] = []
         for ext in self.extensions:
             try:
@@ -83,19 +87,19 @@ class BuildExtensions(build_ext):
                 if REQUIRED:
                     raise
                 failures.append(error)
-                self.extensions = [other for other in self.extensions if other is not ext]
         if failures:
+            self.leave_none()
             warn_that_the_install_is_pure(failures)
-
-    def rebuild_if_the_switches_changed(self) -> None:
-        """Cython and distutils look at dates only, which would mix objects of a debug and a release build."""
-        key = hashlib.sha256(f"{DEBUG} {SANITIZE} {sys.version} {sys.prefix}".encode())
-        key.update((ROOT / "setup.py").read_bytes())
-        stamp = ROOT / "build" / "switches"
-        if not stamp.exists() or stamp.read_text() != key.hexdigest():
-            self.force = True
+        else:
             stamp.parent.mkdir(exist_ok=True)
-            stamp.write_text(key.hexdigest())
+            stamp.write_text(key)
+
+    def leave_none(self) -> None:
+        """Those that did compile must not get into a wheel, nor those of an earlier build in place be found."""
+        for ext in self.extensions:
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            Path(ROOT, self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+        self.extensions = []
 
     def generate_c(self, ext: Extension) -> list[str]:
         from Cython.Build import cythonize
@@ -129,6 +133,6 @@ def warn_that_the_install_is_pure(failures: list[Exception]) -> None:
 
 
 setup(
-    ext_modules=[] if PURE else [extension(*item) for item in SOURCES.items() if (ROOT / item[1]).exists()],
+    ext_modules=[] if PURE else [extension(name, source) for name, source in SOURCES.items()],
     cmdclass={"build_ext": BuildExtensions},
 )
