@@ -132,7 +132,7 @@ def test_the_sdist_has_nothing_generated(sdist):
     assert [
         name for name in sdist if re.search(r"(\.(so|pyd|o|pyc)|_frames\.c|_wheel(_py)?\.c|_connection\.c)$", name)
     ] == []
-    assert [name for name in sdist if name.startswith((".venv", "build/", "dist/"))] == []
+    assert [name for name in sdist if re.search(r"(^|/)(\.|build/|dist/)", name)] == []
 
 
 def test_the_wheel_has_the_typed_package_and_the_demo(tmp_path):
