@@ -64,6 +64,16 @@ cdef extern from "_net.h" nogil:
 
 logger = logging.getLogger("street_fast")
 
+class Nobody(asyncio.Protocol):
+    """Takes the place of the protocol before: uvloop keeps its `data_received` when a BufferedProtocol follows."""
+
+    @staticmethod
+    def data_received(data):
+        pass
+
+
+NOBODY = Nobody()
+
 cdef enum:
     READ_BUFFER_BYTES = 262_144
     ARENA_BYTES = 131_072    # joined outboxes of one batch
@@ -374,6 +384,7 @@ cdef class WebSocketBase(FrameParser):
         if self.transport is not None or self._state == LOST:
             raise RuntimeError("this WebSocket has been started already")
         self.transport = transport
+        transport.set_protocol(NOBODY)
         transport.set_protocol(self)
         context.connections_opened += 1
         if transport.is_closing():  # the peer left while it was being let in

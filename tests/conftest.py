@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import pytest
 import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,

@@ -16,14 +16,16 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from street_fast._core import OP_BINARY, OP_TEXT, Frame, LoopContext, WebSocket, broadcast, encode_close, encode_frame
 from street_fast.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.both_loops
 
@@ -53,7 +55,7 @@ class Endpoint:
                     del endpoint.connections[ws]
 
                 ws.on_close = on_close
-                ws.start(cast(asyncio.Transport, transport))
+                ws.start(cast("asyncio.Transport", transport))
 
         return Accepted()
 
@@ -112,7 +114,7 @@ async def test_a_thousand_who_never_read_beside_a_thousand_who_do() -> None:
         slow = await dial_many(each, port, receive_buffer=4_096)
         readers = await dial_many(each, port)
         await until(lambda: len(endpoint.connections) == 2 * each)
-        received = {reader: 0 for reader in readers}
+        received = dict.fromkeys(readers, 0)
         sent = b""
         number = 0
         while len(endpoint.connections) > each:
@@ -283,7 +285,7 @@ async def test_a_process_that_was_stopped_drops_no_healthy_peer() -> None:
     """Row H2: after SIGCONT every timer is due at once; what the peers answered meanwhile is read first."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     loop_module = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    server = subprocess.Popen(
+    server = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", STOPPED_SERVER, loop_module], stdout=subprocess.PIPE, env=environment, text=True
     )
     assert server.stdout is not None
