@@ -1,0 +1,278 @@
+"""HttpServer: the HTTP/1.1 front. Routes for GET and POST, WebSocket requests handed on, everything else refused.
+
+The server knows what is served, where it listens, and which connections there are; what happens on one of them is in
+`http_connection`, and how bytes become a request in `http1`.
+
+A connection is an unfinished handshake until its request is all there. While there are more of those than
+``unfinished_handshakes``, the oldest are dropped as long as they are older than a second, so that a flood of
+connections that say nothing does not keep others out. A complete request waits for our answer and not for the peer:
+it is bounded by its deadline, and by what the server that gets it admits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from street_fast._core import LoopContext
+from street_fast.errors import ConfigurationError, ListenError
+from street_fast.handshake import is_websocket_request
+from street_fast.http_connection import Handler, HttpConnection, UpgradeHandler
+from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.listening import bind_unix, listen_error, remove_unix
+from street_fast.request import Request, Response
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["HttpServer"]
+
+logger = logging.getLogger("street_fast")
+
+AnyHandler = TypeVar("AnyHandler", bound=Handler)
+
+_NEVER_DROPPED_S = 1.0  # an unfinished handshake younger than this
+
+
+class HttpServer:
+    """An HTTP/1.1 server for a few routes, and the place to attach a WebSocket server to.
+
+    A handler gets the `Request` and returns a `Response`, or a str (plain text), bytes, dict or list (JSON); it may
+    be a coroutine function. One that raises is logged and answered with 500. Unknown paths get 404, other methods 405;
+    HEAD is answered by the handler of GET.
+    """
+
+    def __init__(self, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self.accepting = False  # whether it listens; answers say ``Connection: close`` when it does not
+        self._routes: dict[str, dict[str, Handler]] = {}
+        self._upgrades: dict[str, UpgradeHandler] = {}
+        self._shutdown_hooks: list[Callable[[], Awaitable[None]]] = []
+        self._listeners: list[asyncio.AbstractServer] = []
+        self._unix_sockets: list[tuple[str, os.stat_result]] = []
+        self._connections: set[HttpConnection] = set()
+        self._unfinished: OrderedDict[HttpConnection, None] = OrderedDict()
+        self._closing = False
+        self._closed: asyncio.Event = asyncio.Event()
+        self._last_gone: asyncio.Event = asyncio.Event()
+
+    # --- what is served ---
+
+    @overload
+    def get(self, path: str, handler: None = None) -> Callable[[AnyHandler], AnyHandler]: ...
+    @overload
+    def get(self, path: str, handler: AnyHandler) -> AnyHandler: ...
+    def get(self, path: str, handler: AnyHandler | None = None) -> AnyHandler | Callable[[AnyHandler], AnyHandler]:
+        """Serve GET (and HEAD) on exactly this path, as it is percent-decoded. A decorator without `handler`."""
+        return self._route("GET", path, handler)
+
+    @overload
+    def post(self, path: str, handler: None = None) -> Callable[[AnyHandler], AnyHandler]: ...
+    @overload
+    def post(self, path: str, handler: AnyHandler) -> AnyHandler: ...
+    def post(self, path: str, handler: AnyHandler | None = None) -> AnyHandler | Callable[[AnyHandler], AnyHandler]:
+        """Serve POST on exactly this path; the body is in ``request.body``. A decorator without `handler`."""
+        return self._route("POST", path, handler)
+
+    def upgrade(self, path: str, handler: UpgradeHandler) -> None:
+        """Hand the WebSocket requests on this path to `handler(upgrade)`, which answers now or later.
+
+        So are all other requests on it that no route serves: `handshake.accept` knows the answers (426, 405).
+        """
+        _check_route(path, handler)
+        if path in self._upgrades:
+            raise ConfigurationError(f"upgrade(path={path!r}): a WebSocket server is attached to this path already")
+        self._upgrades[path] = handler
+
+    def on_shutdown(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await `callback()` in `close()`, before connections are dropped; in the order of registration."""
+        self._shutdown_hooks.append(callback)
+
+    def _route(
+        self, method: str, path: str, handler: AnyHandler | None
+    ) -> AnyHandler | Callable[[AnyHandler], AnyHandler]:
+        if handler is None:
+            return lambda decorated: self._add_route(method, path, decorated)
+        return self._add_route(method, path, handler)
+
+    def _add_route(self, method: str, path: str, handler: AnyHandler) -> AnyHandler:
+        _check_route(path, handler)
+        routes = self._routes.setdefault(path, {})
+        if method in routes:
+            raise ConfigurationError(f"{method.lower()}(path={path!r}): this path has a handler already")
+        routes[method] = handler
+        return handler
+
+    # --- listening ---
+
+    async def listen(
+        self,
+        host: str | None = "127.0.0.1",
+        port: int = 3000,
+        *,
+        uds: str | os.PathLike[str] | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        reuse_port: bool = False,
+        backlog: int = 1024,
+    ) -> None:
+        """Accept connections on `host` and `port` (0: any free one, see `port`), or on the Unix socket `uds`.
+
+        `host` None means every interface. May be called more than once. The file of a Unix socket on which nobody
+        listens any more is replaced, and goes away with the server. Raises ListenError with one sentence if the
+        address cannot be had, ConfigurationError for a port that is none.
+        """
+        if self._closing:
+            raise ListenError("this HttpServer was closed; make a new one")
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65_535:
+            raise ConfigurationError(f"listen(port={port!r}): must be a whole number from 0 to 65535")
+        loop = asyncio.get_running_loop()
+        context = LoopContext.of(loop)
+        options: dict[str, Any] = {"backlog": backlog}
+        if ssl is not None:
+            options |= {"ssl": ssl, "ssl_handshake_timeout": self.limits.handshake_timeout_s}
+            if sys.version_info >= (3, 11) or not isinstance(loop, asyncio.BaseEventLoop):
+                options["ssl_shutdown_timeout"] = self.limits.abort_timeout_s
+
+        def accept() -> HttpConnection:
+            return HttpConnection(self, context)
+
+        path = None if uds is None else os.fspath(uds)
+        self.accepting = True  # asyncio may accept before create_server() has returned
+        try:
+            if path is not None:
+                sock = bind_unix(path)
+                if not path.startswith("\0"):
+                    self._unix_sockets.append((path, os.stat(path)))
+                listener: asyncio.AbstractServer = await loop.create_unix_server(accept, sock=sock, **options)
+            else:
+                if reuse_port:
+                    options["reuse_port"] = True
+                listener = await loop.create_server(accept, host, port, **options)
+        except (OSError, ValueError) as error:
+            self.accepting = bool(self._listeners)
+            raise listen_error(error, host, port, path) from error
+        self._listeners.append(listener)
+
+    @property
+    def sockets(self) -> list[Any]:
+        """The listening sockets."""
+        return [sock for listener in self._listeners for sock in getattr(listener, "sockets", ())]
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP socket that it listens on; 0 if there is none."""
+        ports = (sock.getsockname()[1] for sock in self.sockets if sock.family in (socket.AF_INET, socket.AF_INET6))
+        return int(next(ports, 0))
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that speak HTTP at this moment; those that became WebSockets do not count."""
+        return len(self._connections)
+
+    # --- the end ---
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets, and the connections without a request. Requests in progress are answered."""
+        self.accepting = False
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path, made in self._unix_sockets:
+            remove_unix(path, made)
+        self._unix_sockets.clear()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+
+    async def close(self) -> None:
+        """Stop accepting, run the shutdown hooks, let requests in progress finish, then drop what is left.
+
+        Requests get ``shutdown_timeout_s`` after the hooks. A second call waits for the same end.
+        """
+        if self._closing:
+            await self._closed.wait()
+            return
+        self._closing = True
+        try:
+            self.stop_accepting()
+            for hook in self._shutdown_hooks:
+                try:
+                    await hook()
+                except Exception:
+                    logger.exception("a shutdown hook failed")
+            for connection in list(self._connections):
+                connection.close_if_idle(receiving=True)
+            if self._connections:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._last_gone.wait(), self.limits.shutdown_timeout_s)
+        finally:
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)  # the loop lets go of the sockets in its next turn
+            self._closed.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until somebody has called `close()` and it is through."""
+        await self._closed.wait()
+
+    # --- what a connection asks ---
+
+    def serve(self, connection: HttpConnection, request: Request) -> None:
+        """Find out who answers this request."""
+        path = request.path
+        routes = self._routes.get(path)
+        handler = routes.get("GET" if request.method == "HEAD" else request.method) if routes is not None else None
+        upgrade = self._upgrades.get(path)
+        if upgrade is not None and (handler is None or is_websocket_request(request)):
+            connection.hand_on(request, upgrade)
+        elif handler is not None:
+            connection.run(request, handler)
+        elif routes is not None:
+            allow = ", ".join("GET, HEAD" if method == "GET" else method for method in routes)
+            connection.respond(Response.text(f"the methods of this path are {allow}\n", 405, [("Allow", allow)]))
+        else:
+            connection.respond(Response.text("there is nothing at this path\n", 404))
+
+    def connection_opened(self, connection: HttpConnection) -> None:
+        """A connection was accepted."""
+        self._connections.add(connection)
+        self.request_begun(connection)
+        if not self.accepting:
+            connection.abort()  # it was in its TLS handshake when stop_accepting() was called
+
+    def request_begun(self, connection: HttpConnection) -> None:
+        """A request is awaited, or its first byte is there."""
+        unfinished = self._unfinished
+        unfinished[connection] = None
+        while len(unfinished) > self.limits.unfinished_handshakes:
+            oldest = next(iter(unfinished))
+            if connection.since - oldest.since < _NEVER_DROPPED_S:
+                break
+            del unfinished[oldest]
+            oldest.abort()
+
+    def request_complete(self, connection: HttpConnection) -> None:
+        """The request is all there, or will not be."""
+        self._unfinished.pop(connection, None)
+
+    def connection_gone(self, connection: HttpConnection) -> None:
+        """The connection was lost, or is a WebSocket's now."""
+        self._connections.discard(connection)
+        self._unfinished.pop(connection, None)
+        if self._closing and not self._connections:
+            self._last_gone.set()
+
+
+def _check_route(path: str, handler: object) -> None:
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ConfigurationError(f"path={path!r}: must be a string that starts with '/'")
+    if "?" in path or "#" in path:
+        raise ConfigurationError(f"path={path!r}: must be without query and fragment")
+    if not callable(handler):
+        raise ConfigurationError(f"the handler of {path!r} is {handler!r}: must be callable")

@@ -1,0 +1,81 @@
+"""Listening sockets that go wrong in one clear sentence.
+
+A Unix socket leaves its file behind when a process dies. `bind_unix` replaces such a file, but only if it is a socket
+and nobody answers on it; `remove_unix` takes away the file that `bind_unix` made, and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+
+from street_fast.errors import ListenError
+
+__all__ = ["bind_unix", "listen_error", "remove_unix"]
+
+
+def bind_unix(path: str) -> socket.socket:
+    """A Unix socket bound to `path` (with a leading NUL: in the abstract namespace of Linux), not listening yet.
+
+    Raises OSError; EADDRINUSE if somebody listens there, or something that is no socket has that name.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if not path.startswith("\0"):
+            _remove_stale(path)
+        sock.bind(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def remove_unix(path: str, made: os.stat_result) -> None:
+    """Remove the file of a Unix socket if it is still the one that was `made`, and not a successor's."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(path), made):
+            os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        return  # bind() says that the name is taken
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            remove_unix(path, found)
+
+
+def listen_error(error: Exception, host: str | None, port: int, path: str | None) -> ListenError:
+    """What to tell the user about an `error` of bind or listen."""
+    address = path.replace("\0", "@") if path is not None else _join(host, port)
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, socket.gaierror):
+        return ListenError(f"{address}: the host name {host!r} is not known")
+    if number == errno.EADDRINUSE:
+        if path is not None:
+            return ListenError(f"{address} is already in use, or is a file that is no socket; choose another path")
+        return ListenError(f"{address} is already in use; stop what listens there, or choose another port")
+    if number in (errno.EACCES, errno.EPERM):
+        hint = "; ports below 1024 need a privilege" if path is None and 0 < port < 1024 else ""
+        return ListenError(f"{address}: no permission to listen there{hint}")
+    if number == errno.EADDRNOTAVAIL:
+        return ListenError(f"{address}: this machine has no such address")
+    if number == errno.ENOENT:
+        return ListenError(f"{address}: there is no such directory")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ListenError(f"cannot listen on {address}: {reason}")
+
+
+def _join(host: str | None, port: int) -> str:
+    if host is None:
+        return f"port {port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

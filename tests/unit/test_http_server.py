@@ -1,0 +1,533 @@
+"""HttpServer on real sockets, over asyncio and uvloop: listening, routes, floods, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+
+import pytest
+
+from street_fast.errors import ConfigurationError, ListenError
+from street_fast.handshake import Upgrade, accept
+from street_fast.http_server import HttpServer
+from street_fast.limits import Limits
+from street_fast.request import Request, Response
+from tests.http_harness import (
+    Bench,
+    exchange,
+    handshake,
+    head,
+    on_loop,
+    parse,
+    serving,
+    settle,
+    text,
+)
+
+__all__ = ["on_loop"]  # a fixture
+
+CLOSE = "Connection: close"
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("path", ["", "a", "*", "/a?b", "/a#b", None, 5])
+def test_a_path_that_is_none(path):
+    server = HttpServer()
+    for add in (server.get, server.post, server.upgrade):
+        with pytest.raises(ConfigurationError, match="path="):
+            add(path, text("x"))
+
+
+def test_a_handler_that_is_none():
+    server = HttpServer()
+    for add in (server.get, server.post, server.upgrade):
+        with pytest.raises(ConfigurationError, match="must be callable"):
+            add("/", 5)
+
+
+def test_a_path_twice():
+    server = HttpServer()
+    for add in (server.get, server.post, server.upgrade):
+        add("/", text("x"))
+        with pytest.raises(ConfigurationError, match="already"):
+            add("/", text("y"))
+
+
+def test_routes_as_decorators():
+    server = HttpServer()
+
+    @server.get("/a")
+    @server.post("/a")
+    def handler(_request: Request) -> str:
+        return "a"
+
+    assert handler.__name__ == "handler"
+    assert server.get("/b", handler) is handler
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, "80", None, True, 80.0])
+async def test_a_port_that_is_none(port):
+    server = HttpServer()
+    with pytest.raises(ConfigurationError, match=r"listen\(port="):
+        await server.listen(port=port)
+    await server.close()
+
+
+# --- serving ---
+
+
+def test_requests_and_answers(on_loop):
+    server = HttpServer()
+    server.get("/", text("hello"))
+
+    @server.post("/echo")
+    async def echo(request: Request) -> bytes:
+        await asyncio.sleep(0)
+        return request.body
+
+    async def main():
+        async with serving(server):
+            data = await exchange(
+                server,
+                head() + head("HEAD") + head("POST", "/echo", "Content-Length: 200000"),
+                b"x" * 200_000 + head("GET", "/nothing") + head("GET", "/", CLOSE),
+            )
+        return parse(data, ["GET", "HEAD", "POST", "GET", "GET"])
+
+    answers = on_loop(main)
+    assert [answer.status for answer in answers] == [200, 200, 200, 404, 200]
+    assert answers[2].body == b"x" * 200_000
+    assert answers[4].closes
+
+
+def test_a_large_answer_is_sent_whole(on_loop):
+    server = HttpServer()
+    server.get("/", lambda _request: bytes(5_000_000))
+
+    async def main():
+        async with serving(server):
+            return await exchange(server, head("GET", "/", CLOSE), end=True)
+
+    (answer,) = parse(on_loop(main))
+    assert len(answer.body) == 5_000_000
+
+
+def test_a_refusal_is_read_even_by_a_client_that_goes_on_sending(on_loop):
+    """Closing on unread bytes would reset the connection, and the answer with it."""
+    server = HttpServer()
+
+    async def main():
+        async with serving(server):
+            return [parse(await exchange(server, b"GET /" + b"x" * 2_000_000)) for _ in range(5)]
+
+    for (answer,) in on_loop(main):
+        assert answer.status == 414
+
+
+def test_the_request_knows_its_client(on_loop):
+    server = HttpServer()
+    server.get("/", lambda request: list(request.client))
+
+    async def main():
+        async with serving(server):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head("GET", "/", CLOSE))
+            (answer,) = parse(await reader.read())
+            address = writer.get_extra_info("sockname")
+            writer.close()
+            return answer, address
+
+    answer, (host, port) = on_loop(main)
+    assert answer.body == f'["{host}",{port}]'.encode()
+
+
+class Echo(asyncio.Protocol):
+    """What a WebSocket server puts on the transport that it takes over."""
+
+    def __init__(self, transport: asyncio.Transport, first: bytes) -> None:
+        self.transport = transport
+        transport.set_protocol(self)
+        transport.write(first)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def eof_received(self) -> None:
+        self.transport.close()
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_an_upgrade_takes_the_connection(on_loop, later):
+    server = HttpServer()
+    server.get("/", text("hello"))
+
+    def take(upgrade: Upgrade) -> None:
+        transport, tail = upgrade.take_over()
+        Echo(transport, accept(upgrade.request).head + tail)
+        assert server.connection_count == 0
+
+    def handler(upgrade: Upgrade) -> None:
+        if later:
+            asyncio.get_running_loop().call_later(0.01, take, upgrade)
+        else:
+            take(upgrade)
+
+    server.upgrade("/ws", handler)
+
+    async def main():
+        async with serving(server):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head() + handshake("/ws") + b"first")
+            data = await reader.readuntil(b"first")
+            writer.write(b"second")
+            assert await reader.readexactly(6) == b"second"
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            return data
+
+    first, second = on_loop(main).split(b"HTTP/1.1 101 ")
+    assert first.endswith(b"hello")
+    assert second.endswith(b"\r\n\r\nfirst")
+
+
+# --- floods ---
+
+
+async def test_a_flood_of_silent_connections_does_not_keep_others_out():
+    bench = Bench(Limits(unfinished_handshakes=10))
+    bench.server.get("/", text("hello"))
+    silent = [bench.connect() for _ in range(30)]
+    assert not any(client.wire.aborted for client in silent)  # all younger than a second: the room may get tight
+    bench.clock.now += 1.5
+    late = bench.connect()
+    assert [client.wire.aborted for client in silent] == [True] * 21 + [False] * 9
+    late.send(head())
+    assert late.answer.status == 200
+    for client in [*silent, late]:
+        client.vanish()
+    await settle()
+    bench.assert_clean()
+
+
+async def test_the_oldest_goes_first_and_a_complete_request_is_no_part_of_a_flood():
+    bench = Bench(Limits(unfinished_handshakes=3))
+    gate = asyncio.Event()
+
+    async def wait(_request: Request) -> str:
+        await gate.wait()
+        return "x"
+
+    upgrades: list[Upgrade] = []
+    bench.server.get("/slow", wait)
+    bench.server.upgrade("/ws", upgrades.append)
+    running, upgrading, idle, *silent = [bench.connect() for _ in range(6)]
+    running.send(head("GET", "/slow"))
+    upgrading.send(handshake("/ws"))
+    idle.send(head("GET", "/nothing"))
+    bench.clock.now += 5
+    bench.connect()
+    bench.clock.now += 0.5
+    idle.send(head()[:5])  # its second request, half a second old when the next comes
+    assert [client.wire.aborted for client in silent] == [True, True, False]
+    bench.clock.now += 1.5
+    bench.connect()
+    assert [client.wire.aborted for client in silent] == [True, True, True]
+    assert not any(client.wire.aborted for client in (running, upgrading, idle))
+    bench.connect()
+    bench.connect()
+    assert idle.wire.aborted
+    for connection in list(bench.server._connections):
+        connection.abort()
+    await settle()
+    bench.assert_clean()
+
+
+# --- where it listens ---
+
+
+def test_a_port_in_use_is_one_clear_line(on_loop):
+    async def main():
+        first, second = HttpServer(), HttpServer()
+        async with serving(first):
+            with pytest.raises(ListenError) as caught:
+                await second.listen(port=first.port)
+            assert not second.accepting
+            return str(caught.value), first.port
+
+    sentence, port = on_loop(main)
+    assert sentence == f"127.0.0.1:{port} is already in use; stop what listens there, or choose another port"
+
+
+def test_an_address_of_somebody_else(on_loop):
+    async def main():
+        with pytest.raises(ListenError, match=r"192\.0\.2\.1:3000: this machine has no such address"):
+            await HttpServer().listen("192.0.2.1", 3000)
+
+    on_loop(main)
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="not on this system")
+def test_reuse_port(on_loop):
+    async def main():
+        first, second = HttpServer(), HttpServer()
+        first.get("/", text("x"))
+        second.get("/", text("x"))
+        async with serving(first, reuse_port=True), serving(second, port=first.port, reuse_port=True):
+            assert first.port == second.port
+            return parse(await exchange(first, head("GET", "/", CLOSE)))
+
+    (answer,) = on_loop(main)
+    assert answer.body == b"x"
+
+
+def test_several_addresses(on_loop, tmp_path):
+    server = HttpServer()
+    server.get("/", text("x"))
+
+    async def main():
+        async with serving(server):
+            port = server.port
+            await server.listen(port=0)
+            assert server.port == port
+            assert len(server.sockets) == 2
+            return [
+                parse(await exchange(server, head("GET", "/", CLOSE)))[0].status,
+                await ask_port(server.sockets[1].getsockname()[1]),
+            ]
+
+    async def ask_port(port: int) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head("GET", "/", CLOSE))
+        (answer,) = parse(await reader.read())
+        writer.close()
+        return answer.status
+
+    assert on_loop(main) == [200, 200]
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+def test_a_unix_socket(on_loop, tmp_path):
+    path = tmp_path / "s"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+
+    async def main():
+        server = HttpServer()
+        server.get("/", lambda request: {"client": request.client})
+        async with serving(server, uds=path):
+            assert server.port == 0
+            second = HttpServer()
+            with pytest.raises(ListenError, match="already in use"):
+                await second.listen(uds=path)
+            await second.close()
+            assert path.exists()
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(head("GET", "/", CLOSE))
+            (answer,) = parse(await reader.read())
+            writer.close()
+        assert not path.exists()
+        return answer
+
+    assert on_loop(main).body == b'{"client":null}'
+
+
+def test_a_unix_socket_that_cannot_be(on_loop, tmp_path):
+    async def main():
+        for path in (tmp_path / "nowhere" / "s", tmp_path / ("x" * 200), tmp_path):
+            with pytest.raises(ListenError):
+                await HttpServer().listen(uds=path)
+
+    on_loop(main)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=localhost", "-keyout", f"{folder}/key", "-out", f"{folder}/cert"]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{folder}/cert", f"{folder}/key")
+    trust = ssl.create_default_context(cafile=f"{folder}/cert")
+    trust.check_hostname = False
+    return context, trust
+
+
+def test_tls(on_loop, certificate):
+    server_side, client_side = certificate
+    server = HttpServer(limits=Limits(handshake_timeout_s=0.5, abort_timeout_s=0.2))
+    server.get("/", text("hello"))
+    server.upgrade("/ws", lambda upgrade: Echo(upgrade.take_over()[0], b"taken") and None)
+
+    async def ask(wire: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=client_side)
+        writer.write(wire)
+        data = await (reader.readexactly(5) if b"/ws" in wire else reader.read())
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return data
+
+    async def main():
+        async with serving(server, ssl=server_side):
+            hello = await ask(head() + head("GET", "/", CLOSE))
+            refused = await ask(b"GET / HTTP/2.0\r\n\r\n")
+            taken = await ask(handshake("/ws"))
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)  # never begins with TLS
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+            return hello, refused, taken
+
+    hello, refused, taken = on_loop(main)
+    assert [answer.body for answer in parse(hello)] == [b"hello", b"hello"]
+    assert [answer.status for answer in parse(refused)] == [505]
+    assert taken == b"taken"
+
+
+# --- the end ---
+
+
+def test_close_lets_requests_finish_and_runs_the_hooks(on_loop):
+    order = []
+
+    async def main():
+        begun, gate = asyncio.Event(), asyncio.Event()
+        server = HttpServer()
+
+        @server.get("/slow")
+        async def slow(_request: Request) -> str:
+            begun.set()
+            await gate.wait()
+            return "done"
+
+        async def hook(name: str) -> None:
+            order.append(name)
+            gate.set()
+            if name == "broken":
+                raise RuntimeError(name)
+
+        for name in ("first", "broken", "last"):
+            server.on_shutdown(lambda name=name: hook(name))
+        await server.listen(port=0)
+        port = server.port
+        waiting = asyncio.ensure_future(server.wait_closed())
+        idle = await asyncio.open_connection("127.0.0.1", port)
+        half = await asyncio.open_connection("127.0.0.1", port)
+        half[1].write(head()[:9])
+        busy = asyncio.ensure_future(exchange(server, head("GET", "/slow")))
+        await begun.wait()
+        assert not waiting.done()
+        await asyncio.gather(server.close(), server.close())
+        await waiting
+        assert server.connection_count == 0
+        assert await idle[0].read() == b""
+        assert await half[0].read() == b""
+        idle[1].close()
+        half[1].close()
+        with pytest.raises(OSError):  # noqa: PT011
+            await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises(ListenError, match="was closed"):
+            await server.listen(port=0)
+        again = HttpServer()
+        await again.listen(port=port)
+        await again.close()
+        return parse(await busy)
+
+    (answer,) = on_loop(main)
+    assert answer.body == b"done"
+    assert answer.closes
+    assert order == ["first", "broken", "last"]
+
+
+def test_close_does_not_wait_for_ever(on_loop):
+    cancelled = []
+
+    async def main():
+        server = HttpServer(limits=Limits(shutdown_timeout_s=0.05))
+
+        @server.get("/stuck")
+        async def stuck(_request: Request) -> str:
+            try:
+                await asyncio.sleep(1_000)
+            finally:
+                cancelled.append(True)
+            return ""
+
+        await server.listen(port=0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head("GET", "/stuck"))
+        await asyncio.sleep(0.01)
+        await server.close()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+
+    on_loop(main)
+    assert cancelled == [True]
+
+
+async def test_stop_accepting_answers_what_has_begun():
+    bench = Bench()
+    bench.server.get("/", text("hello"))
+    idle, half, fresh = bench.connect(), bench.connect(), bench.connect()
+    idle.send(head())
+    half.send(head()[:9])
+    bench.server.stop_accepting()
+    assert idle.wire.closing
+    assert fresh.wire.closing
+    assert not half.wire.closing
+    half.send(head()[9:])
+    assert half.answer.status == 200
+    assert half.answer.closes
+    late = bench.connect()  # its TLS handshake took until now
+    await settle()
+    assert late.wire.aborted
+    bench.assert_clean()
+
+
+async def test_a_server_that_never_listened_can_be_closed():
+    server = HttpServer()
+    await server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_NOFILE")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_connections_come_and_go_and_leave_no_descriptor(on_loop):
+    server = HttpServer()
+    server.get("/", lambda _request: Response.text("x"))
+
+    async def main():
+        async with serving(server):
+            await exchange(server, head("GET", "/", CLOSE))
+            before = len(os.listdir("/proc/self/fd"))
+            for wire in (head("GET", "/", CLOSE), b"\0", head()):
+                await asyncio.gather(*(exchange(server, wire, end=True) for _ in range(20)))
+            await asyncio.sleep(0.01)
+            assert server.connection_count == 0
+            assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+    on_loop(main)
