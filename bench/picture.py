@@ -9,11 +9,11 @@ from statistics import median
 
 from servers import SERVERS
 
-WIDTH = 1000
+WIDTH = 1080
 MARGIN = 28
 GUTTER = 36
-LABEL = 158  # width of the servers' names
-VALUE = 78  # room for the figure behind the longest bar
+LABEL = 196  # width of the servers' names
+VALUE = 60  # room for the figure behind the longest bar
 BAR, STEP = 16, 25
 HEAD = 92
 PANEL_HEAD = 50
@@ -34,6 +34,7 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-se
 .panel { font-size: 15px; font-weight: 600; }
 .label, .value { font-size: 13px; }
 .ours { font-weight: 600; }
+.value { paint-order: stroke; stroke: #fff; stroke-width: 5px; stroke-linejoin: round; }
 """
 
 
@@ -70,6 +71,12 @@ def draw_panel(panel: Panel, rows: dict[str, list[float]], left: float, top: flo
     room = width - LABEL - VALUE
     largest = max(max(values) for values in rows.values()) * panel.scale or 1.0
     start = left + LABEL
+    if "floor" in rows:
+        x = start + room * median(rows["floor"]) * panel.scale / largest
+        bottom = top + PANEL_HEAD + (len(rows) - 1) * STEP + BAR + 4
+        parts.append(
+            f'<path d="M{x:.1f} {top + PANEL_HEAD - 4:.1f}V{bottom:.1f}" stroke="{FLOOR}" stroke-dasharray="3 3"/>'
+        )
     y = top + PANEL_HEAD
     for name, values in rows.items():
         middle, low, high = (f(values) * panel.scale for f in (median, min, max))
@@ -85,12 +92,6 @@ def draw_panel(panel: Panel, rows: dict[str, list[float]], left: float, top: flo
         shown = f"{middle:,.1f}" if middle >= 10 else f"{middle:.2f}"
         parts.append(text(start + room * high / largest + 7, y + 12.5, shown, f"value{ours}"))
         y += STEP
-    if "floor" in rows:
-        x = start + room * median(rows["floor"]) * panel.scale / largest
-        bottom = y - STEP + BAR + 4
-        parts.append(
-            f'<path d="M{x:.1f} {top + PANEL_HEAD - 4:.1f}V{bottom:.1f}" stroke="{FLOOR}" stroke-dasharray="3 3"/>'
-        )
     return parts
 
 
@@ -108,7 +109,7 @@ def draw(loads: dict[str, dict[str, dict[str, list[float]]]], facts: str) -> str
             body += draw_panel(panel, rows, MARGIN + column * (width + GUTTER), top, width)
             tallest = max(tallest, len(rows))
         top += PANEL_HEAD + tallest * STEP + 26
-    notes = textwrap.wrap(facts, 140)
+    notes = textwrap.wrap(facts, 150)
     height = top + 18 * len(notes) + 12
     body += [text(MARGIN, top + 10 + 18 * i, line, "note") for i, line in enumerate(notes)]
     heading = [text(MARGIN, 40, TITLE, "title"), text(MARGIN, 64, SUBTITLE, "subtitle")]

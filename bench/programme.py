@@ -104,13 +104,13 @@ MICRO_GOALS = (
     ),
     MicroGoal(
         "hub join and leave, channel of 10,000 against one of 10",
-        "bench_join_leave[10000]",
-        "bench_join_leave[10]",
+        "bench_join_leave[10000-compiled]",
+        "bench_join_leave[10-compiled]",
         at_most=1.3,
     ),
     MicroGoal(
         "100,000 typing refreshes, speed against `loop.call_later` with cancel",
-        "bench_refresh_call_later",
+        "bench_refresh_call_later[uvloop]",
         "bench_refresh_wheel[compiled]",
         at_least=5,
     ),

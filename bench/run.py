@@ -109,11 +109,20 @@ def run_loads(loads: Sequence[Load], names: Sequence[str], args: argparse.Namesp
 
 
 def run_micro() -> dict[str, dict[str, float]]:
-    """Name of the benchmark -> median, quartiles and number of rounds, seconds."""
+    """Name of the benchmark -> median, quartiles and rounds; what depends on the build in use, for both builds."""
+    return run_pytest(HERE / "micro") | run_pytest(HERE / "micro" / "bench_hub.py", STREET_FAST_PURE="1")
+
+
+def run_pytest(where: Path, **environment: str) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "micro.json"
-        command = [sys.executable, "-m", "pytest", "-q", str(HERE / "micro"), f"--benchmark-json={out}"]
-        subprocess.run(command, check=True, stdout=sys.stderr, preexec_fn=pin_to_load_core)
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", str(where), f"--benchmark-json={out}"],
+            check=True,
+            stdout=sys.stderr,
+            env=os.environ | environment,
+            preexec_fn=pin_to_load_core,
+        )
         found = json.loads(out.read_text())["benchmarks"]
     keys = ("median", "q1", "q3", "rounds")
     return {bench["name"]: {key: bench["stats"][key] for key in keys} | bench["extra_info"] for bench in found}

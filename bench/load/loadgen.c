@@ -275,15 +275,15 @@ static void run_fairness(void) {
 }
 
 static void run_connect(int epoll, bool idle) {
-    long pss = idle ? process_pss_kib(opt.server) : 0;
+    long before = idle ? process_memory_kib(opt.server) : 0;
     Reading start = read_meters();
     open_clients(epoll, 0, opt.connections, opt.path);
     print_costs(start, (uint64_t)opt.connections);
     if (!idle) return;
     settle(epoll);
     sleep(2);
-    long grown = process_pss_kib(opt.server) - pss;
-    printf(", \"pss_kib_before\": %ld, \"pss_kib_grown\": %ld, \"bytes_per_connection\": %.0f", pss, grown,
+    long grown = process_memory_kib(opt.server) - before;
+    printf(", \"kib_before\": %ld, \"kib_grown\": %ld, \"bytes_per_connection\": %.0f", before, grown,
            (double)grown * 1024 / opt.connections);
 }
 

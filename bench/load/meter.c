@@ -21,13 +21,13 @@ double process_cpu_s(pid_t pid) {
     return read_clock(clock);
 }
 
-long process_pss_kib(pid_t pid) {
+long process_memory_kib(pid_t pid) {
     char path[64], line[256];
     snprintf(path, sizeof path, "/proc/%d/smaps_rollup", (int)pid);
     FILE *file = fopen(path, "r");
     if (!file) { perror(path); exit(1); }
     long kib = -1;
-    while (kib < 0 && fgets(line, sizeof line, file)) sscanf(line, "Pss: %ld kB", &kib);
+    while (kib < 0 && fgets(line, sizeof line, file)) sscanf(line, "Anonymous: %ld kB", &kib);
     fclose(file);
     return kib;
 }

@@ -7,7 +7,7 @@
 double wall_s(void);                   // monotonic time
 double own_cpu_s(void);                // CPU time of this process
 double process_cpu_s(pid_t pid);       // CPU time of another process, all its threads; exits if there is none
-long process_pss_kib(pid_t pid);       // proportional set size: private pages, and its share of the others
+long process_memory_kib(pid_t pid);    // anonymous pages: heap, stacks, written data; no pages of files
 void sort_doubles(double *values, size_t n);
 double quantile(const double *sorted, size_t n, double q);
 
