@@ -401,7 +401,7 @@ class TestEncodeFrame:
             frames.encode_frame(BINARY, wrong)
 
     def test_a_strided_buffer_is_refused(self, frames):
-        with pytest.raises((TypeError, BufferError)):
+        with pytest.raises(TypeError):
             frames.encode_frame(BINARY, memoryview(bytes(10))[::2])
 
     def test_is_a_copy(self, frames):
