@@ -59,6 +59,17 @@ _NEVER = 1e18
 _DIRECT = sys.platform != "win32"  # there, transports own their handles through overlapped I/O
 
 
+class _Nobody(asyncio.Protocol):
+    """Takes the place of the protocol before: uvloop keeps its `data_received` when a BufferedProtocol follows."""
+
+    @staticmethod
+    def data_received(data: bytes) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
 class _State(enum.IntEnum):
     CONNECTING = 0  # start() has not been called; what is sent waits
     OPEN = 1
@@ -248,6 +259,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         if self.transport is not None or self._state == _State.LOST:
             raise RuntimeError("this WebSocket has been started already")
         self.transport = transport
+        transport.set_protocol(_NOBODY)
         transport.set_protocol(self)
         context._connections_opened += 1
         if transport.is_closing():  # the peer left while it was being let in

@@ -1,5 +1,5 @@
 """What the tests of WebSocket share: both implementations, a loop and a clock that are turned by hand, a transport in
-memory whose peer takes as much as the test says, and the same over real sockets on every event loop.
+memory whose peer takes as much as the test says, and the other end of a real socket.
 
 ``World`` is one context with its connections, fully deterministic: nothing happens until ``turn()`` runs what is ready
 or ``advance(seconds)`` lets time pass, timer by timer.
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import importlib
-import inspect
 import socket
 from collections import deque
 from types import SimpleNamespace
@@ -19,19 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.frames_harness import MASK, MODULES, load, xor
+from tests.frames_harness import MODULES, load, xor
 
 if TYPE_CHECKING:
     from street_fast.limits import Limits
-
-try:
-    import uvloop
-except ImportError:  # Windows
-    uvloop = None
-
-LOOPS = {"asyncio": asyncio.new_event_loop}
-if uvloop is not None:
-    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
 def load_core(name: str) -> Any:
@@ -296,28 +285,6 @@ class World:
 # --- real sockets ---
 
 
-def on_every_loop(test: Any) -> Any:
-    """Runs a coroutine test on asyncio's loop and on uvloop's. An exception that only the loop saw fails it too."""
-
-    @functools.wraps(test)
-    def run(*self: Any, new_loop: str, **fixtures: Any) -> None:
-        loop = LOOPS[new_loop]()
-        failures: list[dict[str, Any]] = []
-        loop.set_exception_handler(lambda _, context: failures.append(context))
-        try:
-            loop.run_until_complete(asyncio.wait_for(test(*self, **fixtures), 20))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            loop.close()
-        assert failures == []
-
-    parameters = list(inspect.signature(test).parameters.values())
-    parameters.append(inspect.Parameter("new_loop", inspect.Parameter.KEYWORD_ONLY))
-    run.__signature__ = inspect.Signature(parameters)  # for pytest, which looks through __wrapped__ otherwise
-    del run.__wrapped__
-    return pytest.mark.parametrize("new_loop", list(LOOPS))(run)
-
-
 class Peer:
     """The other end of a connection, as a bare socket: it reads and writes frames itself."""
 
@@ -331,8 +298,8 @@ class Peer:
         await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     async def read(self) -> bool:
-        """Reads what is there; False at the end of the stream."""
-        data = await asyncio.get_running_loop().sock_recv(self.socket, 65_536)
+        """Reads what is there, or comes within 10 s; False at the end of the stream."""
+        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.socket, 65_536), 10)
         self.unread += data
         return bool(data)
 
@@ -368,8 +335,13 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def connected(core: Any, limits: Limits | None = None, *, tcp: bool = True, **options: Any) -> Any:
-    """A started WebSocket on a real transport, and its Peer. `ends` and `messages` are kept on the namespace."""
+    """A started WebSocket on a real transport, its Peer, and what the application saw: `messages` and `ends`.
+
+    An exception that only the loop got to see fails the test too.
+    """
     loop = asyncio.get_running_loop()
+    failures: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
     if tcp:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             far = socket.create_connection(listener.getsockname())
@@ -391,6 +363,7 @@ async def connected(core: Any, limits: Limits | None = None, *, tcp: bool = True
         ws.abort()
         await ws.wait_closed()
         await asyncio.sleep(0)
+    assert failures == []
 
 
 async def until(condition: Any) -> None:
@@ -400,6 +373,3 @@ async def until(condition: Any) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("it did not happen")
-
-
-__all__ = ["MASK", "Connection", "MemoryTransport", "Peer", "World", "connected", "load_core", "on_every_loop", "until"]

@@ -15,7 +15,7 @@ import struct
 import pytest
 
 from street_fast.limits import Limits
-from tests.connection_harness import connected, load_core, on_every_loop, until
+from tests.connection_harness import connected, load_core, until
 from tests.frames_harness import (
     BINARY,
     CLOSE,
@@ -29,6 +29,8 @@ from tests.frames_harness import (
     head,
     text,
 )
+
+pytestmark = pytest.mark.both_loops
 
 QUICK = Limits(close_timeout_s=0.2, abort_timeout_s=0.1)
 
@@ -66,7 +68,6 @@ async def linked(core, limits=QUICK, **options):
 
 
 class TestControlFrames:
-    @on_every_loop
     async def test_5_5_2_every_ping_has_its_pong_with_the_same_data(self, core):
         """Autobahn 2.1 to 2.4 and 2.10."""
         async with linked(core) as link:
@@ -76,7 +77,6 @@ class TestControlFrames:
             for payload in data:
                 assert await link.peer.frame() == (PONG, payload)
 
-    @on_every_loop
     async def test_5_5_2_byte_by_byte(self, core):
         """Autobahn 2.6 and 2.11."""
         async with linked(core) as link:
@@ -85,14 +85,12 @@ class TestControlFrames:
                 await asyncio.sleep(0)
             assert await link.peer.frame() == (PONG, b"\xfe" * 125)
 
-    @on_every_loop
     async def test_5_5_3_an_unasked_pong_is_not_answered(self, core):
         """Autobahn 2.7 to 2.9."""
         async with linked(core) as link:
             await link.peer.send(frame(PONG) + frame(PONG, b"unsolicited") + frame(PING, b"ping"))
             assert await link.peer.frame() == (PONG, b"ping")
 
-    @on_every_loop
     async def test_5_4_a_ping_inside_of_a_message_is_answered_before_its_end(self, core):
         """Autobahn 5.6 to 5.8, 5.19 and 5.20."""
         async with linked(core) as link:
@@ -104,7 +102,6 @@ class TestControlFrames:
             await link.peer.send(frame(CONTINUATION, b"fragment3"))
             assert await link.peer.frame() == (TEXT, b"fragment1fragment2fragment3")
 
-    @on_every_loop
     async def test_5_5_2_no_pong_after_a_close_frame(self, core):
         """Autobahn 7.1.3, and the same for our own close frame."""
         async with linked(core) as link:
@@ -121,7 +118,6 @@ class TestControlFrames:
 
 class TestThePeerCloses:
     @pytest.mark.parametrize("code", [1000, 1001, 1003, 1011, 1014, 3000, 4999])
-    @on_every_loop
     async def test_5_5_1_the_answer_carries_the_same_status(self, core, code):
         """Autobahn 7.3.3 and 7.7."""
         async with linked(core) as link:
@@ -131,7 +127,6 @@ class TestThePeerCloses:
             await released(link)
             assert link.ends == [(code, "")]
 
-    @on_every_loop
     async def test_7_1_6_the_reason_reaches_the_application(self, core):
         """Autobahn 7.3.4 and 7.3.5."""
         for reason in ("Hello World!", "à bientôt", "*" * 123):
@@ -141,7 +136,6 @@ class TestThePeerCloses:
                 await released(link)
                 assert link.ends == [(1001, reason)]
 
-    @on_every_loop
     async def test_7_1_5_without_a_status_it_is_1005_and_the_answer_is_empty(self, core):
         """Autobahn 7.3.1. Section 7.4.1: 1005 MUST NOT be sent."""
         async with linked(core) as link:
@@ -151,7 +145,6 @@ class TestThePeerCloses:
             await released(link)
             assert link.ends == [(1005, "")]
 
-    @on_every_loop
     async def test_7_1_1_the_server_closes_first_and_cleanly(self, core):
         """The peer sees the end of the stream, no reset, and need not hang up itself."""
         async with linked(core) as link:
@@ -161,7 +154,6 @@ class TestThePeerCloses:
             await released(link)
             assert link.messages == ["a"]
 
-    @on_every_loop
     async def test_5_5_1_what_was_queued_goes_before_the_answer_and_nothing_after(self, core):
         """Autobahn 7.1.1."""
         async with linked(core) as link:
@@ -172,7 +164,6 @@ class TestThePeerCloses:
             assert link.ws.send("late") is False
             assert await link.peer.end() == b""
 
-    @on_every_loop
     async def test_5_5_1_a_second_close_frame_and_data_behind_it_are_ignored(self, core):
         """Autobahn 7.1.2, 7.1.4 and 7.1.5."""
         for behind in (close(1001), text("Hello World!"), frame(CONTINUATION, b"fragment2"), b"\xff" * 100):
@@ -183,7 +174,6 @@ class TestThePeerCloses:
                 await released(link)
                 assert (link.messages, link.ends) == ([], [(1000, "")])
 
-    @on_every_loop
     async def test_5_5_1_after_a_big_message(self, core):
         """Autobahn 7.1.6."""
         async with linked(core) as link:
@@ -195,7 +185,6 @@ class TestThePeerCloses:
             assert await link.peer.end() == b""
             await sending
 
-    @on_every_loop
     async def test_a_peer_that_does_not_read_our_answer_is_let_go(self, core):
         """Its window is full: the close frame cannot leave, and the deadline ends it."""
         limits = Limits(write_soft_bytes=1 << 20, write_hard_bytes=1 << 26, abort_timeout_s=0.1)
@@ -210,7 +199,6 @@ class TestThePeerCloses:
 
 
 class TestWeClose:
-    @on_every_loop
     async def test_7_1_2_close_frame_out_close_frame_in_end(self, core):
         async with linked(core) as link:
             link.ws.send("before")
@@ -224,7 +212,6 @@ class TestWeClose:
             await released(link)
             assert link.ends == [(1001, "bye")]
 
-    @on_every_loop
     async def test_1_4_data_that_crosses_our_close_frame_is_dropped(self, core):
         async with linked(core) as link:
             link.ws.close()
@@ -232,7 +219,6 @@ class TestWeClose:
             await released(link)
             assert link.messages == []
 
-    @on_every_loop
     async def test_1_4_both_close_at_once(self, core):
         async with linked(core) as link:
             link.ws.close(1000)
@@ -241,7 +227,6 @@ class TestWeClose:
             assert await link.peer.end() == b""
             await released(link)
 
-    @on_every_loop
     async def test_5_5_1_only_one_close_frame_is_sent(self, core):
         async with linked(core) as link:
             link.ws.close(1000)
@@ -252,7 +237,6 @@ class TestWeClose:
             assert await link.peer.end() == b""
 
     @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65_536])
-    @on_every_loop
     async def test_7_4_1_a_reserved_code_is_never_sent(self, core, code):
         async with linked(core) as link:
             with pytest.raises(ValueError, match=str(code)):
@@ -261,19 +245,16 @@ class TestWeClose:
             await link.peer.send(frame(PING))
             assert await link.peer.frame() == (PONG, b"")
 
-    @on_every_loop
     async def test_5_5_a_long_reason_is_cut_to_a_control_frame(self, core):
         async with linked(core) as link:
             link.ws.close(1000, "€" * 100)
             assert await link.peer.frame() == (CLOSE, status(1000, "€" * 41))
 
-    @on_every_loop
     async def test_a_peer_that_never_answers_is_let_go(self, core):
         async with linked(core) as link:
             link.ws.close()
             await released(link)
 
-    @on_every_loop
     async def test_a_peer_that_keeps_sending_does_not_keep_the_connection(self, core):
         """Frames do not extend the deadline of the closing handshake."""
         async with linked(core) as link:
@@ -287,14 +268,12 @@ class TestWeClose:
             await released(link)
             assert link.messages == []
 
-    @on_every_loop
     async def test_a_peer_that_sends_half_a_close_frame_is_let_go(self, core):
         async with linked(core) as link:
             link.ws.close()
             await link.peer.send(close(1000)[:-1])
             await released(link)
 
-    @on_every_loop
     async def test_a_peer_that_breaks_a_rule_instead_of_answering(self, core):
         async with linked(core) as link:
             link.ws.close()
@@ -303,7 +282,6 @@ class TestWeClose:
             assert await link.peer.end() == b""
             await released(link)
 
-    @on_every_loop
     async def test_a_peer_that_hangs_up_instead_of_answering(self, core):
         async with linked(core) as link:
             link.ws.close()
@@ -311,7 +289,6 @@ class TestWeClose:
             link.peer.close()
             await released(link)
 
-    @on_every_loop
     async def test_a_peer_that_shuts_down_its_side_first(self, core):
         async with linked(core) as link:
             link.ws.close()
@@ -320,7 +297,6 @@ class TestWeClose:
                 link.peer.socket.shutdown(socket.SHUT_WR)
             await released(link)
 
-    @on_every_loop
     async def test_a_peer_that_does_not_read_is_let_go(self, core):
         limits = Limits(write_soft_bytes=1 << 20, write_hard_bytes=1 << 26, close_timeout_s=0.2)
         async with linked(core, limits) as link:
@@ -351,7 +327,6 @@ class TestFail:
             pytest.param(head(BINARY, 1 << 40), 1009, id="10.4_too_big"),
         ],
     )
-    @on_every_loop
     async def test_7_1_7_the_peer_is_told_why(self, core, wire, code):
         async with linked(core) as link:
             await link.peer.send(text("good") + wire + text("ignored") + b"\xff" * 50)
@@ -364,7 +339,6 @@ class TestFail:
             assert link.messages == ["good"]
             assert link.ends == [(code, payload[2:].decode())]
 
-    @on_every_loop
     async def test_7_1_7_what_was_queued_goes_out_before_the_close_frame(self, core):
         async with linked(core) as link:
             link.ws.on_message = link.ws.send
@@ -373,7 +347,6 @@ class TestFail:
             assert (await link.peer.frame())[0] == CLOSE
             assert link.ws.send("late") is False
 
-    @on_every_loop
     async def test_7_1_1_the_close_frame_arrives_although_the_peer_goes_on_sending(self, core):
         """Unread bytes at close() would make the kernel reset the connection and lose the close frame."""
         async with linked(core) as link:
@@ -381,14 +354,12 @@ class TestFail:
             opcode, payload = await link.peer.frame()
             assert (opcode, payload[:2]) == (CLOSE, status(1002))
 
-    @on_every_loop
     async def test_a_peer_that_stays_is_let_go(self, core):
         async with linked(core) as link:
             await link.peer.send(b"\xff\xff")
             await released(link)
             assert link.ends[0][0] == 1002
 
-    @on_every_loop
     async def test_a_peer_that_keeps_sending_is_let_go(self, core):
         async with linked(core) as link:
             with contextlib.suppress(ConnectionError):
@@ -401,7 +372,6 @@ class TestFail:
 
 
 class TestAbnormalEnd:
-    @on_every_loop
     async def test_7_1_5_no_close_frame_is_1006(self, core):
         for wire in (b"", text("a"), text("a")[:3], text("a")[:1], frame(TEXT, b"a", fin=False), close(1000)[:5]):
             async with linked(core) as link:
@@ -410,7 +380,6 @@ class TestAbnormalEnd:
                 await released(link)
                 assert [code for code, _ in link.ends] == [1006]
 
-    @on_every_loop
     async def test_7_1_5_a_reset_is_1006(self, core):
         async with linked(core) as link:
             link.peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -418,7 +387,6 @@ class TestAbnormalEnd:
             await released(link)
             assert [code for code, _ in link.ends] == [1006]
 
-    @on_every_loop
     async def test_7_2_1_abort_is_1006(self, core):
         async with linked(core) as link:
             link.ws.send("lost")
@@ -428,7 +396,6 @@ class TestAbnormalEnd:
 
 
 class TestClientRole:
-    @on_every_loop
     async def test_5_1_masks_and_takes_unmasked(self, core):
         async with linked(core, client=True) as link:
             link.ws.send("masked")
@@ -437,14 +404,12 @@ class TestClientRole:
             assert await link.peer.frame() == (PONG, b"p")
             assert link.messages == ["plain"]
 
-    @on_every_loop
     async def test_5_1_fails_on_a_masked_frame(self, core):
         async with linked(core, client=True) as link:
             await link.peer.send(text("masked"))
             opcode, payload = await link.peer.frame()
             assert (opcode, payload[:2]) == (CLOSE, status(1002))
 
-    @on_every_loop
     async def test_7_1_1_waits_for_the_server_to_close_and_not_for_ever(self, core):
         async with linked(core, client=True) as link:
             await link.peer.send(close(1000, "bye", mask=None))

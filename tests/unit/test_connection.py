@@ -19,7 +19,7 @@ import pytest
 
 from street_fast.errors import ConnectionClosed
 from street_fast.limits import Limits
-from tests.connection_harness import World, connected, load_core, on_every_loop, until
+from tests.connection_harness import World, connected, load_core, until
 from tests.frames_harness import BINARY, CLOSE, CONTINUATION, IMPLEMENTATIONS, PING, PONG, TEXT, close, frame, text
 
 SMALL = Limits(write_soft_bytes=1_000, write_hard_bytes=5_000)
@@ -948,7 +948,7 @@ class TestFanOut:
 
 
 class TestContext:
-    @on_every_loop
+    @pytest.mark.both_loops
     async def test_of_a_loop_is_one(self, core):
         loop = asyncio.get_running_loop()
         assert core.LoopContext.of() is core.LoopContext.of(loop)
@@ -1000,9 +1000,9 @@ class TestContext:
         world.loop.failures.clear()
 
 
+@pytest.mark.both_loops
 class TestRealSockets:
     @pytest.mark.parametrize("tcp", [True, False])
-    @on_every_loop
     async def test_echo(self, core, tcp):
         async with connected(core, tcp=tcp) as link:
             link.ws.on_message = link.ws.send
@@ -1010,7 +1010,6 @@ class TestRealSockets:
                 await link.peer.send(frame(BINARY, message))
                 assert await link.peer.frame() == (BINARY, message)
 
-    @on_every_loop
     async def test_a_slow_reader_gets_everything_in_order(self, core):
         """Partial writes, frames handed over to the transport, and those that wait behind them."""
         limits = Limits(write_soft_bytes=100_000, write_hard_bytes=100_000_000)
@@ -1032,7 +1031,6 @@ class TestRealSockets:
             link.ws.send("still fine")
             assert await link.peer.frame() == (TEXT, b"still fine")
 
-    @on_every_loop
     async def test_bursts_of_many_frames(self, core):
         """More than fit into one vector, and more bytes than are joined."""
         async with connected(core) as link:
@@ -1043,7 +1041,6 @@ class TestRealSockets:
                 for message in messages:
                     assert await link.peer.frame() == (BINARY, message)
 
-    @on_every_loop
     async def test_a_peer_that_resets_the_connection(self, core):
         async with connected(core) as link:
             link.peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -1055,7 +1052,6 @@ class TestRealSockets:
             assert [code for code, _ in link.ends] == [1006]
             assert link.ws.send("a") is False
 
-    @on_every_loop
     async def test_a_closed_descriptor_is_never_written_to(self, core):
         """The kernel gives the number of a closed socket to the next one that is opened."""
         async with connected(core) as link:
@@ -1080,7 +1076,6 @@ class TestRealSockets:
                 for end in itertools.chain(*pairs):
                     end.close()
 
-    @on_every_loop
     async def test_a_peer_that_hangs_up_half(self, core):
         """Half-closed by the peer: what is queued is still written, then the connection ends with 1006."""
         async with connected(core) as link:
@@ -1090,7 +1085,6 @@ class TestRealSockets:
             assert link.ends == [(1006, "the peer hung up without a close frame")]
             assert len(await link.peer.end()) == 1_004
 
-    @on_every_loop
     async def test_eviction_with_a_full_kernel_buffer(self, core):
         limits = Limits(write_soft_bytes=10_000, write_hard_bytes=50_000, abort_timeout_s=0.2)
         async with connected(core, limits) as link:
@@ -1098,7 +1092,6 @@ class TestRealSockets:
             await until(lambda: link.ends)
             assert link.ends[0][0] == 4008
 
-    @on_every_loop
     async def test_many_that_do_not_read_do_not_disturb_one_who_does(self, core):
         limits = Limits(write_soft_bytes=10_000, write_hard_bytes=50_000)
         async with connected(core, limits, tcp=False) as good:
