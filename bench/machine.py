@@ -42,6 +42,16 @@ def processor() -> str:
     return platform.machine()
 
 
+def wait_calm(cores: Collection[int], part: float, limit_s: float) -> None:
+    """Returns once nobody used more than this part of the cores for a fifth of a second, or after the limit."""
+    deadline = now_s() + limit_s
+    while now_s() < deadline:
+        before = busy_s(cores)
+        time.sleep(0.2)
+        if busy_s(cores) - before <= part * 0.2 * len(cores):
+            return
+
+
 def busy_s(cores: Collection[int]) -> float:
     """CPU time that anybody has used on these cores since boot, time stolen by a hypervisor included."""
     wanted = {f"cpu{core}" for core in cores}

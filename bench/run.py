@@ -34,6 +34,7 @@ SERVER_CORE, LOAD_CORE = 0, 1
 PATHS = {"fanout": "/fanout", "fairness": "/fanout", "echo": "/echo", "connect": "/echo"}
 NOISY = 0.05  # part of the two cores that others may take before a measurement is done again
 TRIES = 3
+PATIENCE_S = 10.0  # to wait for a calm machine before each try
 
 
 def load_once(load: Load, target: RunningServer, seconds: float, *, quick: bool) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def measure(load: Load, target: RunningServer, seconds: float, *, quick: bool) -
     tries = []
     for _ in range(TRIES):
         target.wait_quiet()
+        machine.wait_calm((SERVER_CORE, LOAD_CORE), NOISY, PATIENCE_S)
         tries.append(load_once(load, target, seconds, quick=quick))
         if tries[-1]["foreign"] <= NOISY or load.fresh:
             break

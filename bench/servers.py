@@ -26,9 +26,13 @@ PEERS = Path(__file__).parent / "peers"
 ROOT = Path(__file__).parent.parent
 MESSAGE_BYTES = 128
 
-# What the hub makes of a client's message; the rest of the 128 bytes is filled up.
+EVENT = '{"type":"say","data":""}'
 PUBLISHED = '{"type":"say","channel":"room","data":"","ts":1700000000000}'
-FILLED = f'{{"type":"say","data":"{"x" * (MESSAGE_BYTES - len(PUBLISHED))}"}}'
+
+
+def event_for(delivered: str) -> str:
+    """The event of a client that is MESSAGE_BYTES long when it is delivered in this form."""
+    return EVENT.replace('""', f'"{"x" * (MESSAGE_BYTES - len(delivered))}"')
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,10 @@ SERVERS = {
     for server in (
         Server("floor", "bare C, one send() each", "floor"),
         Server("street_fast", "street_fast WebSocket", "street_fast_websocket.py"),
-        Server("hub", "street_fast ChannelHub", "street_fast_hub.py", message=FILLED),
-        Server("socket", "street_fast StreetSocket", "street_fast_socket.py", message=FILLED, idle_path="/idle"),
+        Server("hub", "street_fast ChannelHub", "street_fast_hub.py", message=event_for(PUBLISHED)),
+        Server(
+            "socket", "street_fast StreetSocket", "street_fast_socket.py", message=event_for(EVENT), idle_path="/idle"
+        ),
         Server("picows", "picows", "picows_server.py"),
         Server("aiohttp", "aiohttp", "aiohttp_server.py"),
         Server("websockets", "websockets", "websockets_server.py"),
