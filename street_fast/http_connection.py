@@ -296,7 +296,11 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing():
             self._timer.cancel()  # connection_lost() is on its way
         elif linger and not self._half_closed and self._transport.can_write_eof():
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio: the client has reset the connection, and the loop has not seen it yet
+                self._transport.abort()
+                return
             self._resume_reading()
             self._arm(self._limits.abort_timeout_s)
         else:

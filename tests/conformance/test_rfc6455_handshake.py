@@ -11,9 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -22,6 +21,9 @@ from street_fast.handshake import Upgrade, accept, refusal
 from street_fast.limits import Limits
 from tests.frames_harness import SEGMENTATIONS, text
 from tests.http_harness import ACCEPT, HANDSHAKE, KEY, Answer, Bench, handshake, head, parse, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 FRAMES = text("hello") + text("\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 from typing import TYPE_CHECKING
@@ -520,6 +521,16 @@ async def test_a_write_that_failed_is_nobody_s_problem(bench, caplog):
     assert client.wire.taken == b""
     assert caplog.records == []
     client.vanish()
+
+
+async def test_a_refusal_to_a_client_that_has_reset_the_connection(bench, monkeypatch):
+    def not_connected() -> None:
+        raise OSError(errno.ENOTCONN, "not connected")
+
+    client = bench.connect()
+    monkeypatch.setattr(client.wire, "write_eof", not_connected)
+    client.send(b"\0")
+    assert client.wire.aborted
 
 
 # --- upgrades ---
