@@ -19,7 +19,7 @@ No user code runs while an outbox is looked at: handlers run in ``receive()`` an
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBuffer_Release
-from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.dict cimport PyDict_Next
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_TYPE, PyTypeObject
@@ -664,7 +664,9 @@ cdef class WebSocketBase(FrameParser):
         if handler is None or self._state != OPEN:
             return 0
         self.context.messages_in += 1
-        if opcode != TEXT or self.text_as_bytes:
+        if opcode != TEXT:
+            message = PyByteArray_FromStringAndSize(<const char*>data, size) if self.text_as_bytes else data[:size]
+        elif self.text_as_bytes:
             message = data[:size]
         elif ascii:
             message = PyUnicode_New(size, 127)

@@ -517,8 +517,13 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         if handler is None or self._state != _State.OPEN:
             return
         self.context._messages_in += 1
+        message: str | bytes | bytearray = data
+        if opcode == OP_TEXT and not self.text_as_bytes:
+            message = data.decode()
+        elif opcode != OP_TEXT and self.text_as_bytes:
+            message = bytearray(data)
         try:
-            handler(data.decode() if opcode == OP_TEXT and not self.text_as_bytes else data)
+            handler(message)
         except Exception:
             logger.exception("connection %s: on_message failed", self.id)
 

@@ -152,6 +152,7 @@ class TestReceive:
         c.ws.text_as_bytes = True
         c.arrive(text("κόσμε"), frame(BINARY, b"\xff"))
         assert c.messages == ["κόσμε".encode(), b"\xff"]
+        assert [type(m) for m in c.messages] == [bytes, bytearray]  # so that they can be told apart
 
     def test_byte_by_byte_and_in_fragments(self, world):
         c = world.connect()
