@@ -404,8 +404,9 @@ cdef class WebSocketBase(FrameParser):
             self._state = OPEN
             if self._settings.ping_interval_s:
                 self.look_again_in(self._settings.ping_interval_s)
-        if transport.get_write_buffer_size():
-            # The transport has a backlog of its own. A write above its limit makes it call resume_writing().
+        if self._fd >= 0 and transport.get_write_buffer_size():
+            # The transport has a backlog that direct writes would overtake. Above its limit, which is 0 now, it
+            # calls resume_writing() in the end.
             self._blocked = True
             self._progress_time = context.now()
             if self._outbox_count:
@@ -450,6 +451,7 @@ cdef class WebSocketBase(FrameParser):
             self.receive(self.context._read_start, nbytes)
 
     def eof_received(self):
+        self.flush()  # it may be reading still
         self._fd = -1  # the transport closes now
         if self._state == OPEN:
             self._close_code = CloseCode.ABNORMAL
@@ -501,7 +503,7 @@ cdef class WebSocketBase(FrameParser):
 
     @property
     def close_code(self):
-        """How it ended or is ending (RFC 6455 section 7.1.5); None while open."""
+        """How it ended or is ending: the code of whoever closed first, 1006 if nobody did; None while open."""
         return self._close_code or None
 
     @property
@@ -724,10 +726,12 @@ cdef class WebSocketBase(FrameParser):
         self.look_again_in(timeout)
         if self.transport is not None and not self._is_dirty and self.context._reading != <PyObject*>self:
             self.context.add_dirty(self)
-        if self.paused:  # its close frame must get through
+        if self.paused:  # its close frame must get through, and may have been read already
             self.paused = False
             if self.transport is not None:
                 self.transport.resume_reading()
+                if self._unparsed is not None:
+                    self.context.loop.call_soon(self._parse_tail)
         return 0
 
     cdef int fail(self, object error) except -1:

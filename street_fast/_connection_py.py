@@ -372,7 +372,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     @property
     def close_code(self) -> int | None:
-        """How it ended or is ending (RFC 6455 section 7.1.5); None while open."""
+        """How it ended or is ending: the code of whoever closed first, 1006 if nobody did; None while open."""
         return self._close_code or None
 
     @property
