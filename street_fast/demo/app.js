@@ -80,6 +80,8 @@ const receive = {
     me.id = data.memberId;
     connection.established();
     openRooms = data.rooms;
+    // What was written before the first connection is mine too.
+    for (const room of rooms.values()) for (const entry of room.pending()) entry.from = me.id;
     for (const room of rooms.values()) connection.send("join", { room: room.name });
     paint($("me-avatar"), me.id, me.name);
     drawRooms();
@@ -114,7 +116,6 @@ const receive = {
   chat({ channel, ts, data }) {
     const room = rooms.get(channel);
     if (!room) return;
-    room.typing.delete(data.from);
     const sent = data.from === me.id && room.entries.find((entry) => entry.pending && entry.nonce === data.nonce);
     if (sent) {
       Object.assign(sent, data, { ts, pending: false });
@@ -128,7 +129,6 @@ const receive = {
     } else {
       add(room, { ...data, ts });
     }
-    if (room === current) drawTyping();
   },
 
   "presence:join"({ channel, ts, data }) {
