@@ -205,6 +205,10 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     it belongs to its loop.
     """
 
+    on_close: Callable[[int, str], object] | None = None
+    subprotocol: str | None = None
+    text_as_bytes: bool = False  # for those who decode JSON; binary messages are told apart as bytearrays then
+
     def __init__(
         self,
         context: LoopContext,
@@ -220,8 +224,6 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self.context = context
         self.transport: asyncio.Transport | None = None
         self.subprotocol = subprotocol
-        self.on_close: Callable[[int, str], object] | None = None
-        self.text_as_bytes = False
         self._on_message: Callable[[Any], object] | None = None
         self._limits = limits
         context._last_id += 1
