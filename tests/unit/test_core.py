@@ -1,0 +1,48 @@
+"""The switch between compiled and pure: all or nothing, and loud about what it does not know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORT = """
+from street_fast import _core
+modules = {getattr(_core, name).__module__ for name in _core.__all__ if hasattr(getattr(_core, name), "__module__")}
+print(_core.COMPILED, *sorted(modules))
+"""
+
+
+def report(**environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "STREET_FAST_PURE"}
+    return subprocess.run(
+        [sys.executable, "-c", REPORT],
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_pure_is_pure_in_every_part() -> None:
+    compiled, *modules = report(STREET_FAST_PURE="1").stdout.split()
+    assert compiled == "False"
+    assert modules == ["street_fast._connection_py", "street_fast._frames_py", "street_fast._wheel_py"]
+
+
+@pytest.mark.skipif(os.environ.get("STREET_FAST_PURE") == "1", reason="the extensions may not be built")
+def test_compiled_is_compiled_in_every_part() -> None:
+    compiled, *modules = report().stdout.split()
+    assert compiled == "True"
+    assert modules == ["street_fast._connection", "street_fast._frames", "street_fast._wheel"]
+
+
+def test_another_value_is_an_error() -> None:
+    result = report(STREET_FAST_PURE="yes")
+    assert result.returncode != 0
+    assert "STREET_FAST_PURE='yes': must be 0 or 1" in result.stderr
