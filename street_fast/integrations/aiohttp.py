@@ -41,7 +41,7 @@ def attach(server: StreetWebSocketServer, app: web.Application) -> None:
     Raises RuntimeError, as aiohttp does, if the application has started already or has a GET route there.
     """
     handover = Handover(server)
-    app.router.add_get(server.path, functools.partial(_upgrade, handover), allow_head=False)
+    app.router.add_get(server.path, functools.partial(_upgrade, handover))
 
     async def drain(app: web.Application) -> None:
         await handover.close()
@@ -56,7 +56,7 @@ async def _upgrade(handover: Handover, request: web.Request) -> web.Response:
         return web.Response(status=426, text="a WebSocket is served here\n", headers={"Upgrade": "websocket"})
     line = f"{ours.method} {ours.target} HTTP/{request.version.major}.{request.version.minor}"
     transport = request.transport
-    if transport is not None and not transport.is_closing():
+    if transport is not None:
         behind = _let_go(request.protocol)
         handover.adopt(transport, line.encode("utf-8", "surrogateescape") + ours.raw_headers + b"\r\n", behind)
     return web.Response(status=101)  # to a client that is gone, as far as aiohttp knows

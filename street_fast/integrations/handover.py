@@ -47,7 +47,6 @@ class Handover(HttpServer):
         """
         connection = HttpConnection(self, LoopContext.of())
         transport.set_protocol(connection)
-        transport.resume_reading()
         connection.connection_made(transport)
         headers = Headers(head[head.find(b"\r\n") :])
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:

@@ -409,6 +409,22 @@ async def test_a_client_that_left_before_the_handler_ran() -> None:
         assert site.server.counters.connections_opened == 0
 
 
+async def test_a_connection_that_a_middleware_has_closed(caplog: pytest.LogCaptureFixture) -> None:
+    @web.middleware
+    async def closing(request: web.Request, handler: Any) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.close()
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    site = Site()
+    site.app.middlewares.append(closing)
+    async with site:
+        assert await site.exchange(handshake("/ws")) == b""
+        assert site.server.counters.handshakes_refused == 0
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 async def test_the_handshake_has_a_deadline() -> None:
     async def authenticate(request: Request) -> Member | None:
         await asyncio.sleep(3_600)
@@ -449,6 +465,28 @@ async def test_a_shutdown_tells_the_clients_and_waits_for_them() -> None:
             assert parse(await asyncio.wait_for(reader.read(), 5))[0].status == 503
         await stopping
         assert order == ["closed"] * 3 + ["cleanup"]
+
+
+async def test_a_client_that_comes_late_is_told_so() -> None:
+    asked, decided = asyncio.Event(), asyncio.Event()
+
+    @web.middleware
+    async def slow(request: web.Request, handler: Any) -> web.StreamResponse:
+        asked.set()
+        await decided.wait()
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    site = Site()
+    site.app.middlewares.append(slow)
+    async with site, site.raw() as (reader, writer):
+        writer.write(handshake("/ws"))
+        await asyncio.wait_for(asked.wait(), 5)
+        stopping = asyncio.ensure_future(site.stop())
+        await asyncio.wait_for(site.server.wait_closed(), 5)
+        decided.set()
+        assert [answer.status for answer in parse(await asyncio.wait_for(reader.read(), 5))] == [503]
+        await stopping
 
 
 async def test_a_client_that_never_answers_the_close_does_not_hang_the_shutdown() -> None:

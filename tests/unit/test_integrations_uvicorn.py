@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket
+from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
@@ -25,7 +26,7 @@ from street_fast.auth import Member
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
 from street_fast.server import StreetWebSocketServer
-from tests.http_harness import handshake, head, parse
+from tests.http_harness import Wire, handshake, head, parse, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +56,9 @@ def application() -> FastAPI:
         return PlainTextResponse("a page")
 
     @app.get("/slow")
-    async def slow() -> PlainTextResponse:
+    async def slow(request: HttpRequest) -> PlainTextResponse:
         await app.state.release.wait()
+        app.state.client_gone = await request.is_disconnected()
         return PlainTextResponse("a slow page")
 
     @app.websocket("/own")
@@ -225,6 +227,8 @@ async def test_a_second_request_on_a_connection(http: str) -> None:
     async with Site(http) as site, site.raw() as (reader, writer):
         writer.write(head("GET", "/page"))
         await reader.readuntil(b"a page")
+        (waiting,) = site.uvicorn.server_state.connections
+        assert getattr(waiting, "_segment", b"") == b""
         writer.write(handshake("/ws"))
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         writer.write(echo_event(1))
@@ -283,9 +287,12 @@ async def test_a_request_that_is_not_answered_yet_is_not_overtaken(http: str) ->
     """Two requests in one segment. h11 waits with the second; httptools does not, and the connection is given up."""
     async with Site(http) as site, site.raw() as (reader, writer):
         writer.write(head("GET", "/slow") + handshake("/ws"))
-        await asyncio.sleep(0.05)
+        if http == "httptools":
+            assert await asyncio.wait_for(reader.read(), 5) == b""
         site.app.state.release.set()
+        await until(lambda: hasattr(site.app.state, "client_gone"))
         data = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n") if http == "h11" else reader.read(), 5)
+        assert site.app.state.client_gone == (http == "httptools")
         if http == "h11":
             data += await reader.readexactly(len(b"a slow page"))
             data += await reader.readuntil(b"\r\n\r\n")
@@ -428,6 +435,66 @@ async def test_uvicorn_may_give_up_waiting() -> None:
         await asyncio.wait_for(site.server.close(), 5)
 
 
+async def test_a_client_that_comes_late_is_told_so(crossing: Any) -> None:
+    site, wire, protocol = crossing
+    (guests,) = site.config.ws.guests.values()
+    guests.check_in(site.uvicorn.server_state)
+    guests.shutdown()
+    await until(lambda: not site.uvicorn.server_state.connections)
+    protocol.data_received(handshake("/ws"))
+    await until(lambda: wire.taken)
+    assert parse(wire.taken)[0].status == 503
+    assert site.uvicorn.server_state.connections == set()  # nobody would call shutdown() again
+
+
+# --- the turn of the loop between HTTP and WebSocket ----------------------------------------------------------------
+
+
+@pytest.fixture
+async def crossing() -> tuple[Site, Wire, asyncio.Protocol]:
+    """What uvicorn makes for an upgrade, on a wire of the test. The site does not run."""
+
+    class UvicornWire(Wire):
+        def get_protocol(self) -> asyncio.Protocol:
+            return asyncio.Protocol()
+
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            pass
+
+        def resume_reading(self) -> None:
+            pass
+
+    site = Site()
+    site.server.attach(site.config, site.handler)
+    wire = UvicornWire(asyncio.get_running_loop())
+    protocol = site.config.ws(config=site.config, server_state=site.uvicorn.server_state, app_state={})
+    protocol.connection_made(wire)
+    wire.set_protocol(protocol)
+    return site, wire, protocol
+
+
+async def test_what_is_read_in_that_turn_is_kept(crossing: Any) -> None:
+    _, wire, protocol = crossing
+    protocol.data_received(handshake("/ws"))
+    protocol.data_received(echo_event("one"))
+    protocol.data_received(echo_event("two"))
+    await until(lambda: b"two" in wire.taken)
+    assert wire.taken.index(b"one") < wire.taken.index(b"two")
+    wire.abort()
+    await settle()
+
+
+@pytest.mark.parametrize("path", ["/ws", "/own"])
+async def test_a_client_that_leaves_in_that_turn_leaves_nothing(crossing: Any, path: str) -> None:
+    site, wire, protocol = crossing
+    protocol.data_received(handshake(path))
+    wire.abort()
+    await settle()
+    assert site.uvicorn.server_state.connections == set()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert wire.protocol is protocol
+
+
 # --- transports -----------------------------------------------------------------------------------------------------
 
 
@@ -511,11 +578,21 @@ def test_one_path_has_one_server() -> None:
         StreetWebSocketServer(path="/ws").attach(config, echo)
 
 
-def test_a_wsgi_application_has_no_websockets_of_its_own() -> None:
-    config = uvicorn.Config(lambda environ, start: [], interface="wsgi", log_config=None)
-    server = StreetWebSocketServer(path="/ws")
-    with pytest.raises(ConfigurationError, match="interface='wsgi'"):
-        server.attach(config, echo)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_wsgi_application() -> None:
+    def page(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+        return [b"a page"]
+
+    site = Site(interface="wsgi")
+    site.config.app = page
+    with pytest.raises(ConfigurationError, match=r"interface='wsgi': .* before attach\(\)"):
+        StreetWebSocketServer(path="/other").attach(site.config, echo)
+    site.config.load()
+    async with site, site.client() as ws:
+        await ws.send('{"type":"echo","data":2}')
+        assert (await event(ws))["data"] == 2
+        assert parse(await site.exchange(head("GET", "/", "Connection: close")))[0].body == b"a page"
 
 
 def test_the_config_does_not_go_to_other_processes() -> None:
