@@ -214,38 +214,36 @@ class FrameParser:
         # frame of a message (RFC 7692 section 6).
         allowed = _RSV1 if self._allow_rsv1 and opcode in (OP_TEXT, OP_BINARY) else 0
         if first & _RSV & ~allowed:
-            raise _violation("rsv", f"reserved bits 0x{first & _RSV:02x} are set, but no extension defines them")
+            raise _violation("rsv", f"a frame has reserved bits set (first byte {first:#04x})")
         if opcode not in _OPCODES:
-            raise _violation("opcode", f"opcode 0x{opcode:x} is reserved")
+            raise _violation("opcode", f"a frame has the reserved opcode {opcode:#x}")
         if opcode & _CONTROL:
             if not first & _FIN:
-                raise _violation("control_fragmented", f"control frame 0x{opcode:x} is fragmented")
+                raise _violation("control_fragmented", "a control frame is fragmented")
             if second & 0x7F > _MAX_CONTROL_BYTES:
-                raise _violation("control_length", f"control frame 0x{opcode:x} has more than 125 bytes")
+                raise _violation("control_length", "a control frame is longer than 125 bytes")
         if self.client and second & _MASKED:
-            raise _violation("mask_forbidden", "the server masked a frame")
+            raise _violation("mask_forbidden", "a server's frame is masked")
         if not self.client and not second & _MASKED:
-            raise _violation("mask_required", "the client did not mask a frame")
+            raise _violation("mask_required", "a client's frame is not masked")
         if opcode & _CONTROL:
             return
         if opcode == OP_CONTINUATION:
             if not self._message_opcode:
-                raise _violation("continuation_unexpected", "continuation frame, but there is no message to continue")
+                raise _violation("continuation_unexpected", "a continuation frame has nothing to continue")
             if self._fragments >= self._max_fragments:
-                raise _violation("too_many_fragments", f"message has more than {self._max_fragments} frames")
+                raise _violation("too_many_fragments", f"a message has more than {self._max_fragments} frames")
         elif self._message_opcode:
-            raise _violation("continuation_expected", f"opcode 0x{opcode:x} inside of a fragmented message")
+            raise _violation("continuation_expected", "a new message begins inside a fragmented one")
 
     def _check_length(self, length: int, length_end: int) -> int:
-        """The declared length, if its encoding is minimal (section 5.2) and the message may become that long."""
-        if (length_end == 4 and length < 126) or (length_end == 10 and length < 1 << 16):
-            raise _violation("length_encoding", f"payload length {length} is not encoded in the fewest bytes")
-        if length >= 1 << 63:
-            raise _violation("length_encoding", "the top bit of the payload length is set")
+        """The declared length, if its encoding is minimal and of 63 bits (section 5.2) and the limit allows it."""
+        if (length_end == 4 and length < 126) or (length_end == 10 and not 1 << 16 <= length < 1 << 63):
+            raise _violation("length_encoding", f"the frame length {length} is not encoded as it must be")
         size = len(self._store) + length  # over all fragments so far
         limit = self._max_message_bytes
         if size > limit and not self._header[0] & _CONTROL:
-            raise _violation("message_too_big", f"message of {size} bytes is above the limit of {limit}")
+            raise _violation("message_too_big", f"a message of {size} bytes is above the limit of {limit}")
         return length
 
     def _begin_frame(self, first: int, mask: bytes) -> None:
@@ -312,19 +310,23 @@ class FrameParser:
         """Fails at the first byte of a text message that cannot belong to UTF-8 (section 8.1)."""
         if self._message_opcode == OP_TEXT and not self._compressed:
             with memoryview(self._store) as store, store[self._checked :] as text:
-                self._checked += _whole_characters(text, ended=ended)
+                self._checked += _whole_characters(text, "a text message")
+            if ended and self._checked < len(self._store):
+                raise _violation("utf8", "a text message ends inside a character")
 
     def _check_close(self, *, ended: bool) -> tuple[int, str]:
         """The code and reason so far of the close frame that is being received (sections 5.5.1 and 7.4)."""
         payload = bytes(self._store[self._frame_start :])
         if len(payload) < 2:
             if ended and payload:
-                raise _violation("close_length", "a close frame of one byte cannot hold a code")
+                raise _violation("close_length", "a close frame has one byte of payload")
             return CloseCode.NO_STATUS.value, ""
         code = int.from_bytes(payload[:2], "big")
         if not is_sendable_close_code(code):
-            raise _violation("close_code", f"close code {code} may not be sent")
-        whole = 2 + _whole_characters(payload[2:], ended=ended)
+            raise _violation("close_code", f"a close frame has the invalid code {code}")
+        whole = 2 + _whole_characters(payload[2:], "a close reason")
+        if ended and whole < len(payload):
+            raise _violation("utf8", "a close reason is not UTF-8")
         return code, payload[2:whole].decode()
 
 
@@ -413,7 +415,7 @@ def encode_close(code: int, reason: str = "") -> bytes:
     if not is_sendable_close_code(code):
         raise ValueError(f"code={code}: may not be sent; use 1000-1003, 1007-1014 or 3000-4999")
     text = reason.encode()[: _MAX_CONTROL_BYTES - 2]
-    return code.to_bytes(2, "big") + text[: _whole_characters(text, ended=False)]
+    return code.to_bytes(2, "big") + text[: _whole_characters(text, "a close reason")]
 
 
 def apply_mask(data: bytearray | memoryview, mask: bytes, phase: int = 0) -> None:
@@ -447,19 +449,19 @@ def _masked(data: bytes | memoryview, mask: bytes, phase: int) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
 
 
-def _whole_characters(data: bytes | memoryview, *, ended: bool) -> int:
+def _whole_characters(data: bytes | memoryview, what: str) -> int:
     """How many bytes of `data` make up whole characters; the rest, up to 3 bytes, may still become one.
 
     Raises ProtocolError as soon as a byte is there that UTF-8 cannot have at its place.
     """
     try:
-        whole = codecs.utf_8_decode(data, "strict", ended)[1]
-    except UnicodeDecodeError as error:
-        raise _violation("utf8", f"invalid UTF-8: {error.reason}") from None
+        whole = codecs.utf_8_decode(data, "strict", False)[1]
+    except UnicodeDecodeError:
+        raise _violation("utf8", f"{what} is not UTF-8") from None
     # CPython waits for the third byte of a surrogate, although only 80 to 9F can follow ED.
     rest = bytes(data[whole:])
     if rest[:1] == b"\xed" and rest[1:] >= b"\xa0":
-        raise _violation("utf8", "invalid UTF-8: surrogate")
+        raise _violation("utf8", f"{what} is not UTF-8")
     return whole
 
 

@@ -92,9 +92,9 @@ def trace(name: str, pieces: list[bytes], script: dict[int, str], options: dict[
             if parser.paused and number % 3 == 2:
                 parser.resume()
         except ProtocolError as error:
-            raised = (error.code, error.close_code)
+            raised = (error.code, error.close_code, str(error))
         except ZeroDivisionError:
-            raised = ("ZeroDivisionError", None)
+            raised = "ZeroDivisionError"
         seen.append((len(sink.events), raised, parser.halted, parser.paused, parser.buffered, parser.mid_message))
     return [seen, sink.events]
 
