@@ -75,7 +75,7 @@ class Upgrade(Protocol):
 def is_websocket_request(request: Request) -> bool:
     """Whether the client asks for a WebSocket, well or badly: ``Connection: upgrade``, ``Upgrade: websocket``."""
     headers = request.headers
-    return headers.has_token("upgrade", "websocket") and headers.has_token("connection", "upgrade")
+    return "websocket" in headers.tokens("upgrade") and "upgrade" in headers.tokens("connection")
 
 
 def accept(
@@ -94,12 +94,7 @@ def accept(
     _check_version(headers)
     offers = headers.get_all("sec-websocket-protocol")
     subprotocol = _choose(subprotocols, offers) if offers else None
-    extensions = headers.get_all("sec-websocket-extensions")
-    if extensions:
-        try:
-            parse_extensions(extensions)  # section 9.1: malformed ones end the handshake; none is negotiated yet
-        except ValueError as error:
-            raise HandshakeRefused(400, "extensions", f"Sec-WebSocket-Extensions is malformed: {error}") from None
+    _check_extensions(tuple(headers.get_all("sec-websocket-extensions")))
     chosen = b"\r\nSec-WebSocket-Protocol: %b" % subprotocol.encode() if subprotocol is not None else b""
     head = (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -122,11 +117,11 @@ def refusal(error: HandshakeRefused) -> Response:
 def _check_request(request: Request, headers: Headers) -> None:
     if request.method != "GET":
         raise HandshakeRefused(405, "method", "a WebSocket handshake is a GET request", (("Allow", "GET"),))
-    if not headers.has_token("upgrade", "websocket"):
+    if "websocket" not in headers.tokens("upgrade"):
         raise HandshakeRefused(
             426, "not_websocket", "this address speaks WebSocket; connect to it with a WebSocket client", _UPGRADE
         )
-    if not headers.has_token("connection", "upgrade"):
+    if "upgrade" not in headers.tokens("connection"):
         raise HandshakeRefused(400, "connection", "Upgrade needs the option 'upgrade' in the Connection header")
     if request.http_version != "1.1":
         raise HandshakeRefused(400, "http_version", "a WebSocket handshake needs HTTP/1.1")
@@ -156,6 +151,16 @@ def _check_version(headers: Headers) -> None:
         raise HandshakeRefused(426, "version", "only version 13 of the WebSocket protocol is spoken here", _UPGRADE)
     message = "exactly one Sec-WebSocket-Version header is needed, and it must be 13"
     raise HandshakeRefused(400, "version", message, _VERSION)
+
+
+@functools.lru_cache(maxsize=16)  # browsers send one of a few
+def _check_extensions(offers: tuple[str, ...]) -> None:
+    """Section 9.1: a malformed offer ends the handshake. No extension is negotiated yet."""
+    try:
+        if offers:
+            parse_extensions(offers)
+    except ValueError as error:
+        raise HandshakeRefused(400, "extensions", f"Sec-WebSocket-Extensions is malformed: {error}") from None
 
 
 def _choose(ours: Sequence[str], offers: Iterable[str]) -> str | None:
@@ -208,15 +213,20 @@ def check_origin(request: Request, allowed_origins: Sequence[str] | None = None)
     if origin is None:
         raise HandshakeRefused(403, "origin", "the Origin header is not one origin")
     if allowed is None:
-        if origin.scheme in {"http", "https"} and origin[1:] == _parse_authority(
-            request.host.lower(), _DEFAULT_PORTS[origin.scheme]
-        ):
+        if origin.scheme in _DEFAULT_PORTS and _names(request.host, origin, origins[0]):
             return
     elif origin in allowed.exact or any(
         origin.host.endswith(parent.host) and origin[::2] == parent[::2] for parent in allowed.subdomains
     ):
         return
     raise HandshakeRefused(403, "origin", "pages from this origin may not connect here")
+
+
+def _names(host: str, origin: _Origin, text: str) -> bool:
+    """Whether `host`, a Host header, names the host and port of `origin`, which was parsed from `text`."""
+    if text.endswith(host) and len(text) == len(origin.scheme) + 3 + len(host):
+        return True  # letter for letter, as browsers send them
+    return _parse_authority(host.lower(), _DEFAULT_PORTS[origin.scheme]) == (origin.host, origin.port)
 
 
 def check_allowed_origins(entries: Sequence[str]) -> _AllowedOrigins:

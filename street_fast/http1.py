@@ -167,11 +167,9 @@ class RequestReader:
         request = self._make_request(lines, head)
         headers = request.headers
         _check_host(request, headers)
-        self.keep_alive = (
-            request.http_version == "1.1"
-            and not headers.has_token("connection", "close")
-            and not (headers.has_token("connection", "upgrade") and "upgrade" in headers)
-        )
+        options = headers.tokens("connection")
+        upgrade = "upgrade" in options and "upgrade" in headers
+        self.keep_alive = request.http_version == "1.1" and "close" not in options and not upgrade
         self._request = request
         if "transfer-encoding" in headers:
             self._start_chunks(request, headers, head)
@@ -287,7 +285,9 @@ def _check_host(request: Request, headers: Headers) -> None:
     hosts = headers.get_all("host")
     if len(hosts) > 1 or (not hosts and request.http_version == "1.1"):
         raise HandshakeRefused(400, "host", "exactly one Host header is needed")
-    if not (_HOST_CHARS.issuperset(request.host) and _HOST_CHARS.issuperset("".join(hosts))):
+    if not request.target.startswith("/"):
+        hosts.append(request.host)  # of an absolute target
+    if not _HOST_CHARS.issuperset("".join(hosts)):
         raise HandshakeRefused(400, "host", "the host must be host[:port]")
 
 

@@ -60,13 +60,12 @@ class Headers(Mapping[str, str]):
             start = self._folded.find(key, start)
         return values
 
-    def has_token(self, name: str, token: str) -> bool:
-        """Whether the comma-separated list of that name has `token` (in lower case) in it, in any case."""
-        for value in self.get_all(name):
-            folded = value.lower()
-            if folded == token or (token in folded and token in [item.strip(" \t") for item in folded.split(",")]):
-                return True
-        return False
+    def tokens(self, name: str) -> list[str]:
+        """The elements of the comma-separated list of that name, in lower case (RFC 9110 section 5.6.1)."""
+        values = self.get_all(name)
+        if len(values) == 1 and "," not in values[0]:
+            return [values[0].lower()]
+        return [element.strip(" \t") for value in values for element in value.lower().split(",")]
 
     def __contains__(self, name: object) -> bool:
         key = _key(name) if isinstance(name, str) else b""
