@@ -106,7 +106,7 @@ cdef class WebSocketBase(FrameParser):
     cdef bint _blocked               # the transport has a backlog; the outbox waits for resume_writing()
     cdef bint _condemned
     cdef bint _ended                 # the transport was told that nothing more comes
-    # Text arrives as (valid UTF-8) bytes, for who decodes JSON; then binary messages are bytearrays, to tell them apart.
+    # Text arrives as (valid UTF-8) bytes, for who decodes JSON; binary then as bytearray, to tell them apart.
     cdef public bint text_as_bytes
 
     cdef int push(self, object wire, bint droppable) except -1

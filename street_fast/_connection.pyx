@@ -26,7 +26,18 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_TYPE, PyTypeObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcmp, memcpy, memmove
 
-from street_fast._frames cimport BINARY, CLOSE, FIN, PING, PONG, TEXT, build_frame, build_masked_frame, get_bytes, payload_of
+from street_fast._frames cimport (
+    BINARY,
+    CLOSE,
+    FIN,
+    PING,
+    PONG,
+    TEXT,
+    build_frame,
+    build_masked_frame,
+    get_bytes,
+    payload_of,
+)
 
 import asyncio
 import inspect
@@ -64,7 +75,7 @@ cdef extern from "_net.h" nogil:
 
 logger = logging.getLogger("street_fast")
 
-class Nobody(asyncio.Protocol):
+class _Nobody(asyncio.Protocol):
     """Takes the place of the protocol before: uvloop keeps its `data_received` when a BufferedProtocol follows."""
 
     @staticmethod
@@ -72,7 +83,7 @@ class Nobody(asyncio.Protocol):
         pass
 
 
-NOBODY = Nobody()
+_NOBODY = _Nobody()
 
 cdef enum:
     READ_BUFFER_BYTES = 262_144
@@ -384,7 +395,7 @@ cdef class WebSocketBase(FrameParser):
         if self.transport is not None or self._state == LOST:
             raise RuntimeError("this WebSocket has been started already")
         self.transport = transport
-        transport.set_protocol(NOBODY)
+        transport.set_protocol(_NOBODY)
         transport.set_protocol(self)
         context.connections_opened += 1
         if transport.is_closing():  # the peer left while it was being let in

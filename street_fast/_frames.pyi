@@ -1,4 +1,4 @@
-from typing import Final, Protocol, final
+from typing import Final, Protocol, TypeAlias, final
 
 OP_CONTINUATION: Final[int]
 OP_TEXT: Final[int]
@@ -7,7 +7,7 @@ OP_CLOSE: Final[int]
 OP_PING: Final[int]
 OP_PONG: Final[int]
 
-Buffer = bytes | bytearray | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 class Sink(Protocol):
     """What a parser without a subclass calls; `on_compressed` only where RSV1 is allowed."""

@@ -145,9 +145,7 @@ class ProtocolError(StreetError):
 class HandshakeRefused(StreetError):
     """The opening handshake is refused; `status` and `headers` are the HTTP answer."""
 
-    def __init__(
-        self, status: int, code: str, message: str, headers: tuple[tuple[str, str], ...] = ()
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         self.status = status
         self.code = code
         self.headers = headers

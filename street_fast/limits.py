@@ -116,8 +116,7 @@ class Limits:
                 )
             if not (0 < value < math.inf):
                 raise ConfigurationError(
-                    f"Limits.{field.name}={value!r}: must be above 0"
-                    f"{' (None switches it off)' if optional else ''}"
+                    f"Limits.{field.name}={value!r}: must be above 0{' (None switches it off)' if optional else ''}"
                 )
         for low, high in (
             ("write_soft_bytes", "write_hard_bytes"),

@@ -65,7 +65,7 @@ def chat(socket: StreetSocket, request: Request) -> None:
 
 def bare(ws: WebSocket, request: Request) -> None:
     ws.on_message = ws.send
-    ws.on_close = lambda code, reason: print(code, reason)
+    ws.on_close = print
     assert_type(ws.bytes_buffered, int)
     assert_type(ws.send(Frame.text("hello")), bool)
     assert_type(broadcast([ws], "hello", skip=ws), int)
