@@ -1,6 +1,7 @@
 """The type of data that an event handler declares, read from the annotation of its first parameter.
 
-Handlers are mostly closures, made anew for each connection, so what has to be evaluated is kept by code object.
+Handlers are mostly closures, made anew for each connection, so what is found is kept by code object. That spares
+memory too: a function whose annotations are looked at keeps a dict of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["declared_type"]
 logger = logging.getLogger("street_fast")
 
 
-_resolved: weakref.WeakKeyDictionary[types.CodeType, Any] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[types.CodeType, dict[tuple[str, int], Any]] = weakref.WeakKeyDictionary()
 
 
 def declared_type(handler: Callable[..., object]) -> Any:
@@ -57,12 +58,19 @@ def declared_type(handler: Callable[..., object]) -> Any:
         if code.co_flags & inspect.CO_VARARGS:
             return None
         raise ConfigurationError(f"handler {handler.__qualname__} takes no argument; it must take the event's data")
+    known = _known.setdefault(code, {})
+    key = handler.__module__, bound  # equal code can stand in another module, too
+    if key in known:
+        return known[key]
     annotation = _annotations(handler).get(code.co_varnames[bound])
-    if not isinstance(annotation, str | typing.ForwardRef):
-        return None if annotation is object else annotation
-    if code not in _resolved:
-        _resolved[code] = _resolve(handler, annotation)
-    return _resolved[code]
+    if annotation is None or annotation is object:
+        kind = None
+    elif isinstance(annotation, str | typing.ForwardRef):
+        kind = _resolve(handler, annotation)
+    else:
+        return annotation  # an object, which another closure of this code may not have
+    known[key] = kind
+    return kind
 
 
 def _annotations(function: types.FunctionType) -> dict[str, Any]:

@@ -219,8 +219,11 @@ class StreetWebSocketServer:
     ) -> None:
         """Listens, with an HTTP server of its own, and returns as soon as clients can connect, as asyncio does.
 
-        Then `wait_closed`, or anything else; `close` ends it. Port 0 takes a free one, see `port`. Raises ListenError.
+        Then `wait_closed`, or anything else; `close` ends it. Port 0 takes a free one, see `port`. Raises ListenError,
+        and RuntimeError on a server that is closed.
         """
+        if self._draining is not None:
+            raise RuntimeError("serve(): this server is closed; make a new one")
         http = HttpServer(limits=self.limits)
         self.attach(http, handler)
         await http.listen(host, port, uds=uds, ssl=ssl, reuse_port=reuse_port)
@@ -281,7 +284,7 @@ class StreetWebSocketServer:
     ) -> None:
         try:
             answer = authenticate(upgrade.request)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._admit(upgrade, acceptance, application, error)
             return
         if not inspect.isawaitable(answer):
@@ -318,7 +321,7 @@ class StreetWebSocketServer:
             else:
                 self._turn_away(upgrade, acceptance, CloseCode.SERVICE_RESTART, "restart")
             return
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             logger.error("authenticate failed, the client is refused", exc_info=answer)
         elif answer is not None:
             logger.error("authenticate returned %r, which is no Member: the client is refused", type(answer).__name__)
@@ -362,7 +365,7 @@ class StreetWebSocketServer:
     def _serve_bare(self, ws: _CountedWebSocket, handler: BareHandler, request: Request) -> None:
         try:
             result = handler(ws, request)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._bare_failed(ws, error)
             return
         if asyncio.iscoroutine(result):
@@ -374,7 +377,7 @@ class StreetWebSocketServer:
         except Exception as error:
             self._bare_failed(ws, error)
 
-    def _bare_failed(self, ws: WebSocket, error: Exception) -> None:
+    def _bare_failed(self, ws: WebSocket, error: BaseException) -> None:
         self.counters.handler_errors += 1
         logger.error("connection %s: the connection handler failed, closing it", ws.id, exc_info=error)
         ws.close(CloseCode.INTERNAL_ERROR, "internal error")

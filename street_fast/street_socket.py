@@ -311,7 +311,7 @@ class StreetSocket:
         """
         try:
             result = handler(self, self.request)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._connection_failed(error)
             return
         if asyncio.iscoroutine(result):

@@ -91,6 +91,12 @@ def test_nothing_declared(handler: Any) -> None:
     assert declared_type(handler) is None
 
 
+def test_one_code_bound_in_two_ways() -> None:
+    assert declared_type(second) is None
+    assert declared_type(functools.partial(second, None)) is Chat
+    assert declared_type(second) is None
+
+
 def test_any_is_declared_as_any() -> None:
     def anything(data: Any) -> None: ...
 

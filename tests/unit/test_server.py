@@ -634,7 +634,7 @@ async def test_close_ends_those_who_wait_for_authenticate(serve: Any) -> None:
         await asyncio.sleep(3600)
         return None
 
-    server = await serve(authenticate=authenticate)
+    server = await serve(authenticate=authenticate, limits=Limits(shutdown_timeout_s=30))
     waiting = asyncio.ensure_future(status(server))
     await until(lambda: server._authenticating)
     await asyncio.wait_for(server.close(), 5)
@@ -696,6 +696,13 @@ def test_bad_attachments() -> None:
 def test_port_before_serve() -> None:
     with pytest.raises(RuntimeError, match="serve"):
         _ = StreetWebSocketServer().port
+
+
+async def test_a_closed_server_does_not_serve_again(serve: Any) -> None:
+    server = await serve()
+    await server.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await server.serve(lambda socket, request: None, port=0)
 
 
 async def test_a_port_in_use(serve: Any) -> None:
