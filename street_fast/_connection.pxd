@@ -37,7 +37,7 @@ cdef class LoopContext:
     cdef readonly object loop
     cdef readonly TimerWheel wheel
     cdef object _clock
-    cdef object _read_buffer         # bytearray, shared by all connections of the loop
+    cdef object _read_buffer         # memoryview, shared by all connections of the loop
     cdef uint8_t* _read_start
     cdef bint _private_buffers       # a proactor loop reads in the background: no sharing
     cdef object _wake_handle

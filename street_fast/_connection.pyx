@@ -132,8 +132,9 @@ cdef class LoopContext:
     def __init__(self, loop, clock=None):
         self.loop = loop
         self._clock = clock
-        self._read_buffer = bytearray(READ_BUFFER_BYTES)
-        self._read_start = <uint8_t*>PyByteArray_AS_STRING(self._read_buffer)
+        buffer = bytearray(READ_BUFFER_BYTES)
+        self._read_buffer = memoryview(buffer)  # asyncio's TLS slices it, and a slice of a bytearray is a copy
+        self._read_start = <uint8_t*>PyByteArray_AS_STRING(buffer)
         self._private_buffers = sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop)
         self._settings = {}
         self._id_prefix = os.urandom(6).hex().encode()
@@ -453,7 +454,7 @@ cdef class WebSocketBase(FrameParser):
             self.start(transport)
 
     def get_buffer(self, Py_ssize_t sizehint):
-        return self.context._read_buffer if self._own_buffer is None else self._own_buffer
+        return self.context._read_buffer if self._own_buffer is None else memoryview(self._own_buffer)
 
     def buffer_updated(self, Py_ssize_t nbytes):
         if self._own_buffer is not None:

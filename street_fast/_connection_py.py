@@ -88,7 +88,8 @@ class LoopContext:
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] | None = None) -> None:
         self.loop = loop
         self.time = clock or time.monotonic
-        self._read_buffer = bytearray(_READ_BUFFER_BYTES)
+        # asyncio's TLS slices it, and a slice of a bytearray is a copy.
+        self._read_buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
         # A proactor loop reads in the background: no sharing.
         self._private_buffers = sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop)
         self._id_prefix = os.urandom(6).hex()
@@ -232,7 +233,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._close_code = 0
         self._close_reason = ""
         self._waiters: list[tuple[bool, asyncio.Future[None]]] = []  # of drain() (True) and wait_closed()
-        self._own_buffer: bytearray | None = None
+        self._own_buffer: memoryview | None = None
         # Frames not yet given to the kernel.
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
@@ -268,7 +269,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             context.loop.call_soon(self.connection_lost, None)
             return
         if context._private_buffers:
-            self._own_buffer = bytearray(_PRIVATE_BUFFER_BYTES)
+            self._own_buffer = memoryview(bytearray(_PRIVATE_BUFFER_BYTES))
         self._fd = self._find_descriptor(transport)
         transport.set_write_buffer_limits(high=0 if self._fd >= 0 else self._limits.write_soft_bytes)
         self._last_received = context.time()
@@ -315,11 +316,11 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         if self.transport is None:
             self.start(cast("asyncio.Transport", transport))
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self.context._read_buffer if self._own_buffer is None else self._own_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        with memoryview(self.get_buffer(nbytes)) as buffer, buffer[:nbytes] as data:
+        with self.get_buffer(nbytes)[:nbytes] as data:
             self._receive(data)
 
     def eof_received(self) -> bool:
