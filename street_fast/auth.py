@@ -32,8 +32,11 @@ class Member:
     def __init__(self, id: str, roles: Iterable[str] = (), info: dict[str, Any] | None = None) -> None:  # noqa: A002
         if not isinstance(id, str) or not id:
             raise ConfigurationError(f"Member(id={id!r}): must be a string that is not empty")
-        names = frozenset() if isinstance(roles, str) else frozenset(roles)
-        if isinstance(roles, str) or not all(isinstance(role, str) for role in names):
+        try:
+            names = frozenset(roles)
+        except TypeError:
+            names = None
+        if names is None or isinstance(roles, str) or not all(isinstance(role, str) for role in names):
             raise ConfigurationError(f"Member(roles={roles!r}): must be a collection of strings")
         object.__setattr__(self, "id", id)
         object.__setattr__(self, "roles", names)

@@ -30,7 +30,6 @@ __all__ = ["RequestReader"]
 
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
 _HOST_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]")
-_LINE_END = "the lines of a request end in CR LF"
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
@@ -135,7 +134,7 @@ class RequestReader:
     def _check_unfinished_head(self) -> None:
         buffer, limits = self._buffer, self._limits
         if _BARE_LF.search(buffer, self._searched):
-            raise HandshakeRefused(400, "head", _LINE_END)
+            raise HandshakeRefused(400, "head", "the lines of a request end in CR LF")
         last = buffer.rfind(b"\n", self._searched)
         if last >= 0:
             self._line = last + 1
@@ -161,8 +160,6 @@ class RequestReader:
             raise self._too_long(head)
         if len(head) > limits.request_line_bytes and len(max(lines, key=len)) > limits.request_line_bytes:
             raise self._too_long(head)
-        if head.count(b"\n") != len(lines) - 1:
-            raise HandshakeRefused(400, "head", _LINE_END)
         _judge(HttpRequestParser(None), head)
         request = self._make_request(lines, head)
         headers = request.headers
@@ -179,9 +176,7 @@ class RequestReader:
                 raise self._body_too_big()
         else:
             return
-        self._expects_continue = (
-            headers.get("expect", "").lower() == "100-continue" and request.http_version == "1.1" and not self._buffer
-        )
+        self._expects_continue = "100-continue" in headers.tokens("expect") and request.http_version == "1.1"
 
     def _make_request(self, lines: list[bytes], head: bytes) -> Request:
         try:
@@ -199,7 +194,7 @@ class RequestReader:
         return Request(method, target, head[len(lines[0]) : -2], http_version=version[5:], client=self._client)
 
     def _start_chunks(self, request: Request, headers: Headers, head: bytes) -> None:
-        if request.http_version == "1.0" or "content-length" in headers:
+        if request.http_version == "1.0":
             raise HandshakeRefused(400, "framing", "the length of the body is not clear")
         if [coding.lower() for coding in headers.get_all("transfer-encoding")] != ["chunked"]:
             raise HandshakeRefused(501, "framing", "the only transfer coding spoken here is 'chunked'")

@@ -323,7 +323,8 @@ def test_allowed_origins(allowed, good, bad):
     "entry",
     ["", "null", "example.com", "https://", "https://example.com/", "https://example.com/path", "https://*",
      "https://*example.com", "https://a.*.com", "https://*.*.com", "https://*.", "*.example.com", "https://u@example.com",
-     "https://bücher.example", "https://example.com:port", "https:// example.com", 5, None],
+     "https://bücher.example", "https://example.com:port", "https://example.com:65536", "https:// example.com", 5,
+     None],
 )  # fmt: skip
 def test_an_entry_that_is_no_origin_is_told_at_once(entry):
     with pytest.raises(ConfigurationError, match="allowed_origins"):

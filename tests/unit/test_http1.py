@@ -253,6 +253,28 @@ def test_no_more_is_held_than_the_limit_and_one_read(flood, size):
     assert refused.value.status in (414, 431)
 
 
+def test_a_line_that_ends_in_lf_alone_is_refused_before_the_head_is_complete(cut):
+    for wire in (b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nHost: h\n", b"GET / HTTP/1.0\n\n"):
+        assert read(cut(wire)) == [(400, "head")]
+
+
+def test_the_limits_of_a_second_request_are_those_of_the_first():
+    reader = RequestReader(SMALL)
+    for byte in byte_by_byte(head("GET", "/", "X: " + "x" * 150, "Y: " + "y" * 150)):
+        reader.feed(byte)
+        request = reader.next_request()
+    assert request is not None
+
+    def send_a_long_line() -> None:
+        for byte in byte_by_byte(b"GET /" + b"x" * 400):
+            reader.feed(byte)
+            assert reader.next_request() is None
+
+    with pytest.raises(HandshakeRefused):
+        send_a_long_line()
+    assert reader.buffered == SMALL.request_line_bytes + 2
+
+
 def test_a_body_that_is_declared_too_long_is_refused_before_it_comes():
     reader = RequestReader(SMALL)
     reader.feed(head("POST", "/", "Content-Length: 101"))

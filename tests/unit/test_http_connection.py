@@ -154,6 +154,19 @@ async def test_a_client_that_does_not_take_its_answers_gets_no_more(bench):
     await leave(client)
 
 
+async def test_nor_if_it_has_asked_for_all_at_once(bench):
+    bench.server.get("/large", lambda _request: bytes(50_000))
+    client = bench.connect()
+    client.wire.stalled = True
+    client.send(head("GET", "/large") * 20)
+    assert len(client.wire.unsent) < 150_000
+    client.wire.stalled = False
+    client.wire.take(200_000)
+    client.protocol.resume_writing()
+    assert len(client.answers) == 20
+    await leave(client)
+
+
 async def test_many_pipelined_requests_let_others_have_their_turn(bench):
     other = bench.connect()
     seen = []
@@ -484,6 +497,23 @@ async def test_a_client_that_has_said_all_gets_all_its_answers(bench):
     assert not client.wire.aborted
 
 
+async def test_and_the_connection_ends_with_the_last_of_them(bench):
+    gate = asyncio.Event()
+
+    async def later(_request: Request) -> str:
+        await gate.wait()
+        return "later"
+
+    bench.server.get("/later", later)
+    client = bench.connect()
+    client.send(head("GET", "/later") + head())
+    client.end()
+    gate.set()
+    await settle()
+    assert [(answer.body, answer.closes) for answer in client.answers] == [(b"later", False), (b"hello", True)]
+    assert client.wire.lost
+
+
 async def test_a_handler_is_cancelled_when_its_client_goes(bench):
     ended = []
 
@@ -666,6 +696,18 @@ async def test_an_authentication_that_takes_too_long(bench):
     assert client.wire.closing
     with pytest.raises(ConnectionClosed):
         bench.upgrades.all[0].take_over()
+
+
+async def test_once_it_has_timed_out_an_upgrade_is_nobody_s(bench):
+    client = bench.connect()
+    client.send(handshake())
+    client.wire.stalled = True  # the 503 is not taken, so the connection is not lost yet
+    await client.wait(10.1)
+    assert not client.wire.lost
+    assert bench.upgrades.abandoned == 1
+    with pytest.raises(ConnectionClosed):
+        bench.upgrades.all[0].take_over()
+    await leave(client)
 
 
 async def test_an_upgrade_after_other_requests_has_ten_seconds(bench):
