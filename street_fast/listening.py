@@ -67,7 +67,7 @@ def listen_error(error: Exception, host: str | None, port: int, path: str | None
     if number in (errno.EACCES, errno.EPERM):
         hint = "; ports below 1024 need a privilege" if path is None and 0 < port < 1024 else ""
         return ListenError(f"{address}: no permission to listen there{hint}")
-    if number == errno.EADDRNOTAVAIL:
+    if number == errno.EADDRNOTAVAIL or (number is None and "could not bind on any address" in str(error)):  # asyncio
         return ListenError(f"{address}: this machine has no such address")
     if number == errno.ENOENT:
         return ListenError(f"{address}: there is no such directory")

@@ -105,6 +105,8 @@ def test_the_abstract_namespace_has_no_files():
         (PermissionError(errno.EACCES, "x"), None, 0, "/run/s", "/run/s: no permission to listen there"),
         (OSError(errno.EADDRNOTAVAIL, "x"), "192.0.2.1", 3000, None,
          "192.0.2.1:3000: this machine has no such address"),
+        (OSError("could not bind on any address out of [('192.0.2.1', 3000)]"), "192.0.2.1", 3000, None,
+         "192.0.2.1:3000: this machine has no such address"),
         (FileNotFoundError(errno.ENOENT, "x"), None, 0, "/no/s", "/no/s: there is no such directory"),
         (socket.gaierror(-2, "x"), "nowhere.invalid", 3000, None,
          "nowhere.invalid:3000: the host name 'nowhere.invalid' is not known"),
