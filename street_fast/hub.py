@@ -55,7 +55,7 @@ class Peer(Protocol):
         """The WebSocket to write to; or else the peer itself, whose `deliver` is called."""
 
     def deliver(self, message: Message, droppable: bool = False) -> None:
-        """Send it, or queue it, at once; drop it if it is droppable and too much is queued. Called for sinks."""
+        """Send or queue it, at once. Drop it if the peer is closed, or if it is droppable and too much is queued."""
 
     def add_close_callback(self, callback: Callable[[Any], object]) -> None:
         """Call `callback(self)` once, when the connection has ended; now, if it has."""
@@ -335,7 +335,7 @@ class ChannelHub:
         if timer is not None:
             timer.cancel()
         for change in changes:
-            self._announce(channel, change)
+            self._announce(channel, change, skip=subscriber.sink)
         return True
 
     def _timers(self) -> TimerWheel:
@@ -376,8 +376,6 @@ class ChannelHub:
 
     def _deliver(self, peers: list[Any], message: Message, droppable: bool) -> None:
         for peer in peers:
-            if peer.closed:
-                continue
             try:
                 peer.deliver(message, droppable)
             except Exception:
