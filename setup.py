@@ -15,7 +15,9 @@ No flag names a processor: what needs AVX2 carries a function attribute and is c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -108,13 +110,15 @@ class BuildExtensions(build_ext):
         types = ROOT / f"{ext.name.replace('.', '/')}.pxd"
         built = Path(self.get_ext_fullpath(ext.name))
         stale = types.exists() and built.exists() and types.stat().st_mtime > built.stat().st_mtime
-        (with_c,) = cythonize(
-            [ext],
-            build_dir="build/cython",
-            force=bool(self.force) or stale,
-            language_level=3,
-            compiler_directives={"boundscheck": DEBUG, "wraparound": DEBUG},
-        )
+        # Progress goes to stdout, errors go to stderr; with -q only these are wanted.
+        with contextlib.nullcontext() if self.distribution.verbose else contextlib.redirect_stdout(io.StringIO()):
+            (with_c,) = cythonize(
+                [ext],
+                build_dir="build/cython",
+                force=bool(self.force) or stale,
+                language_level=3,
+                compiler_directives={"boundscheck": DEBUG, "wraparound": DEBUG},
+            )
         return with_c.sources
 
 
