@@ -137,6 +137,7 @@ async def recorders(request):
     await asyncio.sleep(0.01 if request.param == "tcp" else 0)
 
 
+@pytest.mark.both_loops
 class TestLikeTcp:
     async def test_carries_bytes_both_ways_in_order(self, recorders):
         a, b = recorders
@@ -194,6 +195,7 @@ class TestLikeTcp:
         while not a.calls:
             a.transport.write(b"x" * 50_000)
             written += 50_000
+            assert written < 100_000_000
             await asyncio.sleep(0)
         assert a.calls == ["pause"]
         assert a.transport.get_write_buffer_size() > 100_000
@@ -260,6 +262,20 @@ class TestMemoryTransport:
         b.transport.unstall()
         await turns()
         assert len(b.data) == 250
+
+    async def test_writing_resumes_at_the_low_mark(self):
+        a, b = memory_recorders(socket_buffer_bytes=100, read_bytes=50)
+        a.transport.set_write_buffer_limits(high=100, low=20)
+        b.data_received = lambda data: b.transport.stall()
+        b.transport.stall()
+        a.transport.write(b"x" * 300)
+        seen = []
+        while a.transport.get_write_buffer_size():
+            seen.append((a.transport.get_write_buffer_size(), list(a.calls)))
+            b.transport.unstall()
+            await turns(2)
+        assert seen == [(200, ["pause"]), (150, ["pause"]), (100, ["pause"]), (50, ["pause"])]
+        assert a.calls == ["pause", "resume"]
 
     async def test_bytes_wait_for_the_first_protocol(self):
         left, right = MemoryTransport.pair()
