@@ -7,6 +7,7 @@ sockets, on asyncio and uvloop. The handshakes of RFC 6455 section 7 have a file
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -361,7 +362,8 @@ class TestSend:
         c = world.connect()
         c.ws.on_message = lambda message: c.ws.send(message.upper())
         c.arrive(text("a"), text("b"), frame(PING, b"p"), text("c"))
-        assert c.transport.writes == 1  # without another turn of the loop
+        assert c.transport.writes == 1  # without another turn of the loop,
+        assert not world.loop.ready  # and without asking for one
         assert c.sent == [(TEXT, b"A"), (TEXT, b"B"), (PONG, b"p"), (TEXT, b"C")]
 
     def test_from_a_handler_to_another_connection_leaves_in_the_same_turn(self, world):
@@ -627,6 +629,22 @@ class TestEnd:
         c.ws.close()
         world.turn()
         assert c.ends == [(4000, "enough")]
+        assert world.context.stats()["connections"] == 0
+
+    def test_a_wrong_code_is_a_mistake_at_any_time(self, world):
+        c = world.connect()
+        c.ws.abort()
+        world.turn()
+        with pytest.raises(ValueError, match="1005"):
+            c.ws.close(1005)
+
+    def test_a_peer_that_breaks_a_rule_instead_of_answering(self, world):
+        c = world.connect()
+        c.ws.close(4000)
+        world.turn()
+        c.arrive(b"\xff\xff")
+        world.turn()
+        assert c.ends == [(4000, "")]
 
     def test_before_the_end_there_is_no_code(self, world):
         c = world.connect()
@@ -789,6 +807,16 @@ class TestHeartbeat:
         world.advance(24.0)
         assert not c.ws.closed
 
+    def test_silence_counts_from_the_moment_that_we_read_again(self, world):
+        c = world.connect()
+        c.ws.pause_reading()
+        world.advance(24.9)
+        c.ws.resume_reading()
+        world.advance(24.9)
+        assert c.sent == []
+        world.advance(0.3)
+        assert c.sent == [(PING, b"")]
+
     def test_after_the_process_was_stopped_bytes_are_read_before_pongs_are_judged(self, world):
         c = world.connect()
         world.advance(25.1)
@@ -817,6 +845,9 @@ class TestAssembly:
         world.advance(5.2)
         assert c.ws.close_code == 1008
         assert "60 s" in c.ws.close_reason
+        c.arrive(frame(CONTINUATION, bytes(1_000), fin=False), b"\xff\xff")
+        assert c.ws.buffered == 0
+        assert world.context.stats()["protocol_errors"] == 1
         world.advance(2.1)
         assert len(c.ends) == 1
 
@@ -831,14 +862,12 @@ class TestAssembly:
     def test_every_message_has_its_own_time(self, world):
         c = world.connect(self.LIMITS)
         wire = text("a")
-        for _ in range(20):
-            c.arrive(wire[:3])
+        c.arrive(wire[:3])
+        for _ in range(20):  # a message is unfinished all the time, but never the same one for long
             world.advance(10.0)
-            c.arrive(wire[3:] + wire[:2])
-            world.advance(10.0)
-            c.arrive(wire[2:])
+            c.arrive(wire[3:] + wire[:3])
         assert not c.ws.closed
-        assert len(c.messages) == 40
+        assert len(c.messages) == 20
 
     def test_pings_inside_do_not_extend_it(self, world):
         c = world.connect(self.LIMITS)
@@ -1037,10 +1066,28 @@ class TestRealSockets:
         async with connected(core) as link:
             for count, size in ((64, 10), (65, 10), (300, 10), (3, 40_000), (100, 1_000)):
                 messages = [b"%d" % i + bytes(size) for i in range(count)]
+                writes = link.ws.context.stats()["writes"]
                 for message in messages:
                     link.ws.send(message)
                 for message in messages:
                     assert await link.peer.frame() == (BINARY, message)
+                if count <= 64 and size < 1_000:
+                    assert link.ws.context.stats()["writes"] == writes + 1
+
+    async def test_the_protocol_before_is_let_go(self, core):
+        """uvloop keeps a reference to the protocol that an upgrade replaced, unless it is talked out of it."""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        transport, protocol = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=near)
+        gone = weakref.ref(protocol)
+        ws = core.WebSocket(core.LoopContext.of())
+        ws.start(transport)
+        del protocol
+        gc.collect()
+        assert gone() is None
+        ws.abort()
+        await ws.wait_closed()
+        far.close()
 
     async def test_a_peer_that_resets_the_connection(self, core):
         async with connected(core) as link:
@@ -1112,3 +1159,43 @@ class TestRealSockets:
                 ws.abort()
                 await ws.wait_closed()
                 far.close()
+
+
+@pytest.mark.both_loops
+async def test_tls_carries_messages_of_any_size_both_ways(core, certificate):
+    """Longer than a TLS record, than a read, and to a peer that does not read for a while."""
+    loop = asyncio.get_running_loop()
+    accepted = loop.create_future()
+
+    def accept():
+        ws = core.WebSocket(core.LoopContext.of(), Limits(write_hard_bytes=1 << 26))
+        ws.on_message = ws.send
+        accepted.set_result(ws)
+        return ws
+
+    server = await loop.create_server(accept, "127.0.0.1", 0, ssl=certificate.server)
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=certificate.client, limit=1 << 22)
+    ws = await accepted
+    for size in (0, 125, 16_385, 60_000, 300_000):
+        message = bytes(range(256)) * (size // 256 + 1)
+        writer.write(frame(BINARY, message))
+        echoed = frame(BINARY, message, mask=None)
+        assert await asyncio.wait_for(reader.readexactly(len(echoed)), 5) == echoed
+    sent = b""
+    for number in range(100):
+        ws.send(bytes([number]) * 40_000)
+        sent += frame(BINARY, bytes([number]) * 40_000, mask=None)
+        await asyncio.sleep(0)
+    assert await asyncio.wait_for(reader.readexactly(len(sent)), 10) == sent
+    await ws.drain()
+    ws.close(1000, "bye")
+    assert await asyncio.wait_for(reader.readexactly(7), 5) == b"\x88\x05\x03\xe8bye"
+    writer.write(frame(8, b"\x03\xe8"))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    server.close()
+    await server.wait_closed()
+    assert ws.close_code == 1000

@@ -8,9 +8,6 @@ import gc
 import json
 import logging
 import os
-import shutil
-import ssl
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +22,8 @@ from street_fast.server import StreetWebSocketServer
 from tests.http_harness import handshake, head, parse
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
-    from pathlib import Path
 
     from street_fast._core import WebSocket
     from street_fast.request import Request
@@ -501,24 +498,10 @@ async def test_a_client_that_never_answers_the_close_does_not_hang_the_shutdown(
 # --- attaching ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tls(tmp_path: Path) -> ssl.SSLContext:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, cert = tmp_path / "key", tmp_path / "cert"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {cert}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    return context
-
-
 @pytest.mark.both_loops
-async def test_tls(tls: ssl.SSLContext) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    async with Site(tls=tls) as site:
+async def test_tls(certificate: Any) -> None:
+    context = certificate.client
+    async with Site(tls=certificate.server) as site:
         ws = await site.client(ssl=context)
         await ws.send('{"type":"echo","data":2}')
         assert (await event(ws))["data"] == 2

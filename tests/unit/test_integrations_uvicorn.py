@@ -7,10 +7,7 @@ import contextlib
 import json
 import os
 import pickle
-import shutil
 import socket
-import ssl
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -498,30 +495,16 @@ async def test_a_client_that_leaves_in_that_turn_leaves_nothing(crossing: Any, p
 # --- transports -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The options with which uvicorn speaks TLS."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder: Path = tmp_path_factory.mktemp("tls")
-    command = (
-        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {folder}/key -out {folder}/cert"
-    )
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return {"ssl_keyfile": f"{folder}/key", "ssl_certfile": f"{folder}/cert"}
-
-
 @pytest.mark.both_loops
-async def test_tls(http: str, certificate: dict[str, str]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    async with Site(http, tls=certificate) as site:
+async def test_tls(http: str, certificate: Any) -> None:
+    context = certificate.client
+    tls = {"ssl_keyfile": str(certificate.key), "ssl_certfile": str(certificate.chain)}
+    async with Site(http, tls=tls) as site:
         async with site.client("/own", ssl=context) as own, site.client(ssl=context) as ours:
             await own.send("1")
             assert await own.recv() == "own 1"
-            await ours.send(json.dumps({"type": "echo", "data": 9_000 * "x"}))
-            assert len((await event(ours))["data"]) == 9_000
+            await ours.send(json.dumps({"type": "echo", "data": 60_000 * "x"}))
+            assert len((await event(ours))["data"]) == 60_000
         refusal = await refused(site.client(ssl=context, origin="https://evil.example"))
         assert (refusal.status_code, refusal.headers["Connection"]) == (403, "close")
         ws = await site.client(ssl=context)
