@@ -96,18 +96,38 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from imported(node)
 
 
-def test_every_import_is_declared():
-    declared = {distribution_name(r) for r in PROJECT["dependencies"]}
-    extras = {name: {distribution_name(r) for r in reqs} for name, reqs in PROJECT["optional-dependencies"].items()}
-    undeclared = []
+EXTRAS = {
+    name: {distribution_name(requirement) for requirement in requirements}
+    for name, requirements in PROJECT["optional-dependencies"].items()
+}
+EVERYWHERE = {distribution_name(r) for r in PROJECT["dependencies"]} | set(sys.stdlib_module_names) | {"street_fast"}
+NEWER_STDLIB = {"annotationlib", "tomllib"}
+
+
+def undeclared(path: Path, allowed: set[str]) -> list[str]:
+    allowed = allowed | EVERYWHERE | NEWER_STDLIB
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for line, module in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if module.split(".")[0].replace("_", "-") not in allowed and module.split(".")[0] not in allowed
+    ]
+
+
+def test_every_import_of_the_package_is_a_dependency():
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        allowed = declared | set(sys.stdlib_module_names) | {"annotationlib", "street_fast"}  # the first is 3.14's
-        if path.parent.name == "integrations":  # what one imports is installed by the extra of its name
-            allowed |= extras.get(path.stem, set())
-        for line, module in imported(ast.parse(path.read_text())):
-            if module.split(".")[0] not in allowed:
-                undeclared.append(f"{path.relative_to(ROOT)}:{line}: {module}")
-    assert undeclared == []
+        # What an integration imports is installed by the extra of its name.
+        found += undeclared(path, EXTRAS.get(path.stem, set()) if path.parent.name == "integrations" else set())
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("tests", ["dev", "uvicorn", "aiohttp"]), ("bench", ["bench", "aiohttp"])]
+)
+def test_every_import_of_the_tests_and_the_bench_is_in_their_extra(folder, extras):
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    allowed = set().union(*(EXTRAS[extra] for extra in extras), {folder}, (path.stem for path in paths))
+    assert [line for path in paths for line in undeclared(path, allowed)] == []
 
 
 @pytest.fixture(scope="module")
