@@ -1078,7 +1078,8 @@ class TestRealSockets:
         """uvloop keeps a reference to the protocol that an upgrade replaced, unless it is talked out of it."""
         near, far = socket.socketpair()
         near.setblocking(False)
-        transport, protocol = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=near)
+        before = type("Before", (asyncio.Protocol,), {})
+        transport, protocol = await asyncio.get_running_loop().create_connection(before, sock=near)
         gone = weakref.ref(protocol)
         ws = core.WebSocket(core.LoopContext.of())
         ws.start(transport)
