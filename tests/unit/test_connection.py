@@ -1085,10 +1085,12 @@ class TestRealSockets:
         ws.start(transport)
         del protocol
         gc.collect()
-        assert gone() is None
-        ws.abort()
-        await ws.wait_closed()
-        far.close()
+        try:
+            assert gone() is None
+        finally:
+            ws.abort()
+            await ws.wait_closed()
+            far.close()
 
     async def test_a_peer_that_resets_the_connection(self, core):
         async with connected(core) as link:
