@@ -2,6 +2,8 @@
 
 * `ManualClock`: time that passes when the test says so, for `LoopContext`, `TimerWheel` and `ChannelHub`.
 * `FakeConnection`: a peer of a `ChannelHub` that keeps what it was sent.
+* `memory_client()`: a client of a `StreetWebSocketServer`, or of a handler, that speaks to it in memory: through the
+  origin check, `authenticate` and the handshake, like any other.
 * `memory_pair()`: a server's and a client's `WebSocket`, connected through two `MemoryTransport`. They speak the real
   protocol, in one process and one event loop; either reader can be stalled, so that the other side feels backpressure.
 
@@ -11,19 +13,36 @@ Nothing here is used by the library itself.
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import itertools
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from street_fast._core import LoopContext, WebSocket
+from street_fast.errors import ConnectionClosed, HandshakeRefused
+from street_fast.http_server import HttpServer
 from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.messages import UNSET, encode
+from street_fast.request import Request
+from street_fast.server import StreetWebSocketServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from street_fast.messages import Message
+    from street_fast.request import Response
 
-__all__ = ["FakeConnection", "ManualClock", "MemoryPair", "MemoryTransport", "memory_pair"]
+__all__ = [
+    "FakeConnection",
+    "ManualClock",
+    "MemoryClient",
+    "MemoryPair",
+    "MemoryTransport",
+    "memory_client",
+    "memory_pair",
+]
 
 
 class ManualClock:
@@ -368,3 +387,160 @@ def memory_pair(
     server.start(server_transport)
     client.start(client_transport)
     return MemoryPair(server, client, server_transport, client_transport)
+
+
+class MemoryClient:
+    """A client of a StreetWebSocketServer in memory; `memory_client` makes it.
+
+    `ws` is its WebSocket, for what is no event: `ws.send`, `ws.ping`, `ws.abort`. `transport` can be stalled.
+    """
+
+    def __init__(self, ws: WebSocket, transport: MemoryTransport) -> None:
+        self.ws = ws
+        self.transport = transport
+        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        ws.on_message = lambda text: self._events.put_nowait(json.loads(text))
+        ws.on_close = lambda code, reason: self._events.put_nowait(None)
+
+    def emit(self, type: str, data: object = UNSET, *, id: int | str | None = None) -> None:  # noqa: A002
+        """Send ``{"type", "data"?, "id"?}``."""
+        event = {"type": type, "data": data, "id": id}
+        present = {key: value for key, value in event.items() if value is not UNSET and value is not None}
+        self.ws.send(encode(present).decode())
+
+    async def receive(self, timeout_s: float = 5.0) -> dict[str, Any]:
+        """The next event. Raises TimeoutError if none comes, ConnectionClosed if the connection ends first."""
+        try:
+            event = await asyncio.wait_for(self._events.get(), timeout_s)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"no event came within {timeout_s:g} s") from None
+        if event is None:
+            self._events.put_nowait(None)
+            raise ConnectionClosed(self.ws.close_code or 1006, self.ws.close_reason)
+        return event
+
+    async def expect(self, type: str, timeout_s: float = 5.0) -> dict[str, Any]:  # noqa: A002
+        """The next event, which must be a `type`: AssertionError if it is another. Otherwise as `receive`."""
+        event = await self.receive(timeout_s)
+        if event["type"] != type:
+            raise AssertionError(f"expected an event {type!r}, and got {event!r}")
+        return event
+
+    async def settle(self) -> list[dict[str, Any]]:
+        """The events that are on their way or have come already, and were not received; for "nothing came" too.
+
+        What travels in memory needs a few turns of the loop and no time; a handler that sleeps is not waited for.
+        """
+        for _ in range(20):
+            await asyncio.sleep(0)
+        events: list[dict[str, Any]] = []
+        while not self._events.empty():
+            event = self._events.get_nowait()
+            if event is None:
+                self._events.put_nowait(None)
+                break
+            events.append(event)
+        return events
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close, as a client does, and wait for the end."""
+        self.ws.close(code, reason)
+        await self.ws.wait_closed()
+
+
+class _MemoryUpgrade:
+    """The opening handshake of a `MemoryClient`, as the server sees it; see `street_fast.handshake.Upgrade`."""
+
+    def __init__(self, request: Request, transport: MemoryTransport) -> None:
+        self.request = request
+        self.on_abandoned: Callable[[], None] | None = None
+        self.answered = asyncio.get_running_loop().create_future()
+        self._transport = transport
+
+    def refuse(self, response: Response) -> None:
+        if not self.answered.done():
+            text = response.body.decode(errors="replace").strip()
+            self.answered.set_exception(
+                HandshakeRefused(response.status, "refused", f"{response.status}: {text}", tuple(response.headers))
+            )
+
+    def take_over(self) -> tuple[asyncio.Transport, bytes]:
+        if self.answered.done():
+            raise ConnectionClosed(1006, "the client has gone")
+        self.answered.set_result(None)
+        return self._transport, b""
+
+
+class _Head(asyncio.Protocol):
+    """Reads the 101 response, then makes way for the client's WebSocket."""
+
+    def __init__(self, ws: WebSocket, transport: MemoryTransport) -> None:
+        self._ws = ws
+        self._transport = transport
+        self._head = b""
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        head, end, tail = self._head.partition(b"\r\n\r\n")
+        if end:
+            assert head.startswith(b"HTTP/1.1 101 "), head
+            self._ws.start(self._transport, tail=tail)
+
+
+@contextlib.asynccontextmanager
+async def memory_client(
+    server: StreetWebSocketServer | Callable[..., object],
+    target: str | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    subprotocols: tuple[str, ...] = (),
+    timeout_s: float = 5.0,
+) -> AsyncIterator[MemoryClient]:
+    """Connect to a server, or to a handler, without a socket::
+
+        async with memory_client(rooms, "/?user=ada") as ada:
+            ada.emit("join", {"room": "general"})
+            members = (await ada.expect("presence:snapshot"))["data"]
+
+    A server that is attached to nothing yet needs a handler first: ``server.attach(HttpServer(), rooms)``. `target` is
+    path and query, by default the server's path. Raises HandshakeRefused, with the status, if it is not let in.
+    Everything but the HTTP server in front is the real thing.
+    """
+    if not isinstance(server, StreetWebSocketServer):
+        handler, server = server, StreetWebSocketServer()
+        server.attach(HttpServer(), handler)
+    fields = {
+        "Host": "memory",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        "Sec-WebSocket-Version": "13",
+        **({"Sec-WebSocket-Protocol": ", ".join(subprotocols)} if subprotocols else {}),
+        **(headers or {}),
+    }
+    request = Request.from_pairs(
+        "GET",
+        server.path if target is None else target,
+        [(name.encode(), value.encode()) for name, value in fields.items()],
+        client=("127.0.0.1", 1),
+    )
+    server_end, client_end = MemoryTransport.pair()
+    ws = WebSocket(LoopContext.of(), client=True)
+    client = MemoryClient(ws, client_end)
+    _Head(ws, client_end)
+    upgrade = _MemoryUpgrade(request, server_end)
+    server.handle_upgrade(cast("Any", upgrade))
+    try:
+        await asyncio.wait_for(upgrade.answered, timeout_s)
+    except BaseException:
+        if upgrade.on_abandoned is not None:
+            upgrade.on_abandoned()
+        raise
+    try:
+        yield client
+    finally:
+        if ws.transport is None:
+            client_end.abort()  # the 101 has not been read yet
+        elif not ws.closed:
+            await client.close()

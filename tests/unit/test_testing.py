@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from street_fast._core import LoopContext
+from street_fast.errors import ConnectionClosed, HandshakeRefused
+from street_fast.http_server import HttpServer
+from street_fast.hub import ChannelHub
 from street_fast.limits import Limits
 from street_fast.messages import Message
-from street_fast.testing import FakeConnection, ManualClock, MemoryTransport, memory_pair
+from street_fast.server import StreetWebSocketServer
+from street_fast.testing import FakeConnection, ManualClock, MemoryTransport, memory_client, memory_pair
+
+if TYPE_CHECKING:
+    from street_fast.auth import Member
+    from street_fast.request import Request
+    from street_fast.street_socket import StreetSocket
 
 
 async def turns(count=20):
@@ -367,3 +377,82 @@ class TestMemoryPair:
         assert [code for code, _ in ended] == [1006]
         pair.client.abort()
         await turns()
+
+
+class TestMemoryClient:
+    def rooms(self):
+        hub = ChannelHub()
+
+        def rooms(socket: StreetSocket, request: Request) -> None:
+            member = request.query["user"]
+            hub.join("general", member, socket)
+            socket.emit("presence:snapshot", hub.presence("general"))
+            socket.on("chat", lambda text: hub.publish("general", "chat", text, except_conn_id=socket.id))
+            socket.on("fail", lambda _: socket.close(4000, "as you wish"))
+
+        return rooms
+
+    async def test_two_clients_of_one_handler(self):
+        server = StreetWebSocketServer(path="/ws")
+        server.attach(HttpServer(), self.rooms())
+        async with memory_client(server, "/ws?user=ada") as ada, memory_client(server, "/ws?user=ben") as ben:
+            assert (await ada.expect("presence:snapshot"))["data"] == ["ada"]
+            assert (await ben.expect("presence:snapshot"))["data"] == ["ada", "ben"]
+            assert (await ada.expect("presence:join"))["data"] == {"memberId": "ben"}
+            ben.emit("chat", "hello")
+            assert (await ada.expect("chat"))["data"] == "hello"
+            assert await ben.settle() == []
+            await ben.close()
+            assert [event["type"] for event in await ada.settle()] == ["presence:leave"]
+        assert server.connection_count == 0
+
+    async def test_a_handler_is_enough_and_the_end_is_seen(self):
+        async with memory_client(self.rooms(), "/?user=ada") as ada:
+            with pytest.raises(AssertionError, match="expected an event 'chat', and got"):
+                await ada.expect("chat")
+            with pytest.raises(TimeoutError, match="no event came"):
+                await ada.receive(timeout_s=0.01)
+            ada.emit("fail")
+            for _ in range(2):
+                with pytest.raises(ConnectionClosed, match="4000: as you wish"):
+                    await ada.receive()
+            assert await ada.settle() == []
+
+    async def test_the_server_refuses_as_it_would_over_http(self):
+        async def nobody(request: Request) -> Member | None:
+            await asyncio.sleep(0)
+            return None
+
+        server = StreetWebSocketServer(authenticate=nobody)
+        server.attach(HttpServer(), self.rooms())
+        with pytest.raises(HandshakeRefused, match="401: not authenticated") as refused:
+            async with memory_client(server):
+                pass
+        assert refused.value.status == 401
+        with pytest.raises(HandshakeRefused, match="403") as refused:
+            async with memory_client(server, headers={"Origin": "https://evil.example"}):
+                pass
+        assert refused.value.status == 403
+
+    async def test_a_client_that_gives_up_is_abandoned(self):
+        cancelled = asyncio.Event()
+
+        async def slow(request: Request) -> Member | None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+
+        server = StreetWebSocketServer(authenticate=slow)
+        server.attach(HttpServer(), self.rooms())
+        with pytest.raises(asyncio.TimeoutError):
+            async with memory_client(server, timeout_s=0.01):
+                pass
+        await asyncio.wait_for(cancelled.wait(), 5)
+
+    async def test_subprotocols_and_bare_websockets(self):
+        server = StreetWebSocketServer()
+        server.attach_protocol(HttpServer(), "echo", lambda ws, request: setattr(ws, "on_message", ws.send))
+        async with memory_client(server, subprotocols=("other", "echo")) as client:
+            client.ws.send('{"type":"x"}')
+            assert await client.receive() == {"type": "x"}
