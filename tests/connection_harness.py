@@ -373,3 +373,13 @@ async def until(condition: Any) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("it did not happen")
+
+
+def codes(*payload: int) -> bytes:
+    return b"".join(code.to_bytes(2, "big") for code in payload)
+
+
+def drive(coroutine):
+    """Runs a coroutine that has nothing to wait for."""
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
