@@ -224,17 +224,11 @@ cdef class LoopContext:
     cdef int add_dirty(self, WebSocketBase ws) except -1:
         cdef PyObject** grown
         if self._dirty_end == self._dirty_size:
-            if self._dirty_head > self._dirty_size // 2:
-                memmove(self._dirty, self._dirty + self._dirty_head,
-                        (self._dirty_end - self._dirty_head) * sizeof(PyObject*))
-                self._dirty_end -= self._dirty_head
-                self._dirty_head = 0
-            else:
-                grown = <PyObject**>PyMem_Realloc(self._dirty, (2 * self._dirty_size + 64) * sizeof(PyObject*))
-                if grown == NULL:
-                    raise MemoryError
-                self._dirty = grown
-                self._dirty_size = 2 * self._dirty_size + 64
+            grown = <PyObject**>PyMem_Realloc(self._dirty, (2 * self._dirty_size + 64) * sizeof(PyObject*))
+            if grown == NULL:
+                raise MemoryError
+            self._dirty = grown
+            self._dirty_size = 2 * self._dirty_size + 64
         Py_INCREF(ws)
         self._dirty[self._dirty_end] = <PyObject*>ws
         self._dirty_end += 1
@@ -325,6 +319,11 @@ cdef class LoopContext:
             if sf_now() >= deadline:
                 break
         if self._dirty_head < self._dirty_end:
+            # Here and not in add_dirty(): a finalizer may send while a batch is at work, and the batch has places.
+            memmove(self._dirty, self._dirty + self._dirty_head,
+                    (self._dirty_end - self._dirty_head) * sizeof(PyObject*))
+            self._dirty_end -= self._dirty_head
+            self._dirty_head = 0
             return self.schedule_flush()
         self._dirty_head = self._dirty_end = 0
         self.forget_joined()
@@ -407,6 +406,8 @@ cdef class WebSocketBase(FrameParser):
         self._fd = self._find_descriptor(transport)
         transport.set_write_buffer_limits(high=0 if self._fd >= 0 else self._settings.write_soft_bytes)
         self._last_received = context.now()
+        if self.paused:
+            transport.pause_reading()
         if head:
             self.append(head)
             if self._outbox_count > 1:  # sent before the start, so behind the head
@@ -498,7 +499,9 @@ cdef class WebSocketBase(FrameParser):
         if on_close is not None:
             try:
                 on_close(self._close_code, self._close_reason or "")
-            except Exception:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
                 logger.exception("connection %s: on_close failed", self.id)
 
     # --- what the application sees ---
@@ -619,9 +622,14 @@ cdef class WebSocketBase(FrameParser):
         return future
 
     def pause_reading(self):
-        """Delivers no more messages until resume_reading(); the peer is slowed down by TCP."""
+        """Delivers no more messages until resume_reading(); the peer is slowed down by TCP.
+
+        Does nothing once the connection is closing: no message is delivered then, and the peer's answer must be seen.
+        """
+        if self._state > OPEN:
+            return
         self.paused = True
-        if self.transport is not None and self._state <= OPEN:
+        if self.transport is not None:
             self.transport.pause_reading()
 
     def resume_reading(self):
@@ -689,7 +697,9 @@ cdef class WebSocketBase(FrameParser):
             message = PyUnicode_DecodeUTF8(<const char*>data, size, NULL)
         try:
             handler(message)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
             logger.exception("connection %s: on_message failed", self.id)
         return 0
 
@@ -904,6 +914,8 @@ cdef class WebSocketBase(FrameParser):
             context.bytes_out += taken
             self.release(self._outbox_count)
             return self.emptied()
+        if taken > self._outbox_bytes:
+            return 0  # a finalizer has aborted it since
         if taken < 0:
             if not sf_would_block(taken):
                 return self.drop_transport(CloseCode.ABNORMAL, f"connection lost: {os.strerror(-taken)}")
@@ -972,7 +984,10 @@ cdef class WebSocketBase(FrameParser):
             self._ended = True
             if self.transport.can_write_eof():
                 self._fd = -1
-                self.transport.write_eof()
+                try:
+                    self.transport.write_eof()
+                except OSError as error:  # asyncio: the peer has reset the connection, and the loop has not seen it yet
+                    return self.drop_transport(CloseCode.ABNORMAL, f"connection lost: {error}")
             else:
                 self.transport.close()
         return 0

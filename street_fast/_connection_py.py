@@ -273,6 +273,8 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._fd = self._find_descriptor(transport)
         transport.set_write_buffer_limits(high=0 if self._fd >= 0 else self._limits.write_soft_bytes)
         self._last_received = context.time()
+        if self.paused:
+            transport.pause_reading()
         if head:  # before what was sent before the start
             self._outbox.appendleft(head)
             self._outbox_bytes += len(head)
@@ -358,7 +360,9 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         if on_close is not None:
             try:
                 on_close(self._close_code, self._close_reason)
-            except Exception:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
                 logger.exception("connection %s: on_close failed", self.id)
 
     # --- what the application sees ---
@@ -463,9 +467,14 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         return future
 
     def pause_reading(self) -> None:
-        """Delivers no more messages until resume_reading(); the peer is slowed down by TCP."""
+        """Delivers no more messages until resume_reading(); the peer is slowed down by TCP.
+
+        Does nothing once the connection is closing: no message is delivered then, and the peer's answer must be seen.
+        """
+        if self._state > _State.OPEN:
+            return
         self.paused = True
-        if self.transport is not None and self._state <= _State.OPEN:
+        if self.transport is not None:
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
@@ -527,7 +536,9 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             message = bytearray(data)
         try:
             handler(message)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
             logger.exception("connection %s: on_message failed", self.id)
 
     def _deliver_control(self, opcode: int, data: bytes) -> None:
@@ -729,7 +740,10 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             self._ended = True
             if self.transport.can_write_eof():
                 self._fd = -1
-                self.transport.write_eof()
+                try:
+                    self.transport.write_eof()
+                except OSError as error:  # asyncio: the peer has reset the connection, and the loop has not seen it yet
+                    self._drop_transport(f"connection lost: {error}")
             else:
                 self.transport.close()
 

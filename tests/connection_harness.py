@@ -55,6 +55,10 @@ def parse(wire: bytes, *, masked: bool = False) -> list[tuple[int, bytes]]:
     return frames
 
 
+class Panic(BaseException):
+    """As an extension written in Rust raises it when it crashes: no Exception."""
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1_000.0

@@ -13,8 +13,9 @@ import pytest
 
 from street_fast.errors import ConnectionClosed
 from street_fast.limits import Limits
-from tests.connection_harness import codes, drive
+from tests.connection_harness import Panic, codes, drive
 from tests.frames_harness import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close, frame, text
+
 
 SMALL = Limits(write_soft_bytes=1_000, write_hard_bytes=5_000)
 
@@ -172,6 +173,33 @@ class TestReceive:
         assert c.ws.id in caplog.text
         assert "ZeroDivisionError" in caplog.text
 
+    @pytest.mark.parametrize("error", [asyncio.CancelledError, Panic])
+    def test_a_handler_that_raises_what_is_no_exception(self, world, error, caplog):
+        for tail in (b"", text("a")):
+            c = world.connection()
+
+            def handler(message, c=c):
+                c.messages.append(message)
+                raise error("boom")
+
+            c.ws.on_message = handler
+            c.ws.start(c.transport, tail=tail)
+            c.arrive(text("b"))
+            world.turn()
+            assert c.messages[-1] == "b"
+            assert not c.ws.closed
+            assert c.ws.id in caplog.text
+
+    def test_a_handler_that_stops_the_process_does(self, world):
+        c = world.connect()
+
+        def handler(message):
+            raise KeyboardInterrupt
+
+        c.ws.on_message = handler
+        with pytest.raises(KeyboardInterrupt):
+            c.arrive(text("a"))
+
     def test_a_coroutine_function_is_no_handler(self, world):
         async def handler(message):
             pass
@@ -245,6 +273,28 @@ class TestPauseReading:
         world.turn()
         c.ws.pause_reading()
         c.ws.resume_reading()
+
+    def test_before_the_start_it_holds_the_transport_from_the_start_on(self, world):
+        c = world.connection()
+        c.ws.pause_reading()
+        c.ws.start(c.transport, tail=text("a"))
+        world.turn()
+        c.arrive(text("b"))
+        assert not c.transport.reading
+        assert c.ws.buffered == len(text("a"))
+        c.ws.resume_reading()
+        world.turn()
+        assert c.messages == ["a", "b"]
+
+    def test_once_it_is_closing_nothing_is_kept_and_the_answer_gets_through(self, world):
+        c = world.connect()
+        c.ws.close(1001)
+        c.ws.pause_reading()
+        c.arrive(text("not wanted"))
+        assert c.ws.buffered == 0
+        c.arrive(close(1001))
+        world.turn()
+        assert c.ends == [(1001, "")]
 
     def test_an_error_in_what_was_kept_is_answered(self, world):
         c = world.connect()

@@ -5,13 +5,15 @@ The closing handshake itself: tests/conformance/test_rfc6455_connection.py.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import gc
 import weakref
 
 import pytest
 
 from street_fast.limits import Limits
-from tests.connection_harness import drive
+from tests.connection_harness import Panic, drive
 from tests.frames_harness import BINARY, CONTINUATION, PING, PONG, TEXT, close, frame, text
 
 SMALL = Limits(write_soft_bytes=1_000, write_hard_bytes=5_000)
@@ -89,6 +91,34 @@ class TestEnd:
         world.turn()
         assert "on_close failed" in caplog.text
         assert world.context.stats()["connections"] == 0
+
+    @pytest.mark.parametrize("error", [asyncio.CancelledError, Panic])
+    def test_on_close_that_raises_what_is_no_exception(self, world, error, caplog):
+        c = world.connect()
+
+        def on_close(code, reason):
+            raise error("boom")
+
+        c.ws.on_close = on_close
+        c.ws.abort()
+        world.turn()
+        assert "boom" in caplog.text
+
+    def test_a_peer_that_breaks_a_rule_and_resets_takes_nobody_with_it(self, world):
+        bad, *others = (world.connect(Limits(assembly_timeout_s=5)) for _ in range(3))
+
+        def write_eof():  # asyncio, if the loop has not seen the reset yet
+            raise OSError(errno.ENOTCONN, "not connected")
+
+        bad.transport.write_eof = write_eof
+        bad.arrive(text("half")[:-1])
+        world.clock.now += 5.1
+        world.context.wheel.advance()
+        for c in others:
+            c.ws.send("a")
+        world.turn()
+        assert [c.sent for c in others] == [[(TEXT, b"a")]] * 2
+        assert bad.ends == [(1008, "a message was not complete after 5 s")]
 
     def test_lost_with_an_error(self, world):
         c = world.connect()
