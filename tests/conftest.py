@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import ssl
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -24,6 +25,8 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_loops: runs on uvloop and on asyncio's own loop")
+    if sys.version_info < (3, 11):  # its asyncio lets go of a TLS transport that the peer closed as if nobody had
+        config.addinivalue_line("filterwarnings", "ignore:unclosed transport <asyncio.sslproto:ResourceWarning")
     # Some tests hold thousands of sockets, both ends in one process.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 16_384)), hard))
