@@ -329,7 +329,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._flush()
         self._fd = -1  # the transport closes now
         if self._state == _State.OPEN:
-            self._close_code = CloseCode.ABNORMAL
+            self._close_code = int(CloseCode.ABNORMAL)
             self._close_reason = "the peer hung up without a close frame"
         self._state = max(self._state, _State.DONE)
         self.halt()
@@ -349,7 +349,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         if not self._close_code:
-            self._close_code = CloseCode.ABNORMAL
+            self._close_code = int(CloseCode.ABNORMAL)
             self._close_reason = "connection lost" if error is None else f"connection lost: {error}"
         self.context._connections_closed += 1
         self.transport = None
@@ -578,7 +578,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     def _begin_close(self, code: int, reason: str, state: _State, timeout_s: float) -> None:
         self._append(self._encode(OP_CLOSE, encode_close(code, reason)))
-        self._close_code = code
+        self._close_code = int(code)
         self._close_reason = reason
         self._state = state
         self._deadline = self.context.time() + timeout_s
@@ -615,7 +615,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self.halt()
         self._release_all()
         if not self._close_code:
-            self._close_code = CloseCode.ABNORMAL
+            self._close_code = int(CloseCode.ABNORMAL)
             self._close_reason = reason
         self._state = _State.DONE
         if self.transport is not None:

@@ -49,6 +49,11 @@ class CloseCode(enum.IntEnum):
     SLOW_CONSUMER = 4008
     RATE_LIMITED = 4029
 
+    __str__ = int.__repr__  # this and the next as in Python 3.11
+
+    def __format__(self, format_spec: str) -> str:
+        return int.__format__(self, format_spec)
+
     @property
     def explanation(self) -> str:
         """One phrase for people, used where the application gave no reason."""

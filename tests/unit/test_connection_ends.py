@@ -12,6 +12,7 @@ import weakref
 
 import pytest
 
+from street_fast.errors import CloseCode
 from street_fast.limits import Limits
 from tests.connection_harness import Panic, drive
 from tests.frames_harness import BINARY, CONTINUATION, PING, PONG, TEXT, close, frame, text
@@ -50,6 +51,26 @@ class TestEnd:
         c.arrive(b"\xff\xff")
         world.turn()
         assert c.ends == [(4000, "")]
+
+    @pytest.mark.parametrize(
+        ("end", "code"),
+        [
+            (lambda c: c.ws.close(CloseCode.GOING_AWAY), 1001),
+            (lambda c: c.ws.abort(), 1006),
+            (lambda c: c.transport.hang_up(), 1006),
+            (lambda c: c.transport.break_down(OSError()), 1006),
+            (lambda c: c.arrive(b"\xff\xff"), 1002),
+            (lambda c: c.arrive(close(1001)), 1001),
+        ],
+    )
+    def test_the_code_is_a_plain_int(self, world, end, code):
+        """It is logged and compared: it must not look otherwise in the other build, or in Python 3.10."""
+        c = world.connect()
+        end(c)
+        world.turn()
+        c.ws.abort()
+        world.turn()
+        assert [repr(number) for number, _ in c.ends] == [repr(c.ws.close_code)] == [str(code)]
 
     def test_before_the_end_there_is_no_code(self, world):
         c = world.connect()

@@ -13,6 +13,7 @@ def test_every_close_code_knows_its_facts(code: CloseCode) -> None:
     assert code.explanation
     assert code.may_reconnect in (True, False)
     assert code.sendable == is_sendable_close_code(code)
+    assert str(code) == f"{code}" == f"{code:d}" == str(code.value)
 
 
 def test_what_may_travel_is_what_the_rfc_allows() -> None:
