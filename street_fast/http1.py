@@ -30,6 +30,8 @@ __all__ = ["RequestReader"]
 
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
 _HOST_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]")
+# What the parser of a chunked body gets for a head: with an Upgrade in it, it would not look for a body.
+_CHUNKED_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
@@ -169,7 +171,7 @@ class RequestReader:
         self.keep_alive = request.http_version == "1.1" and "close" not in options and not upgrade
         self._request = request
         if "transfer-encoding" in headers:
-            self._start_chunks(request, headers, head)
+            self._start_chunks(request, headers)
         elif "content-length" in headers:
             self._length = _body_length(headers)
             if self._length > limits.request_body_bytes:
@@ -193,7 +195,7 @@ class RequestReader:
             raise HandshakeRefused(400, "target", "the request target must be a path or an http URI")
         return Request(method, target, head[len(lines[0]) : -2], http_version=version[5:], client=self._client)
 
-    def _start_chunks(self, request: Request, headers: Headers, head: bytes) -> None:
+    def _start_chunks(self, request: Request, headers: Headers) -> None:
         if request.http_version == "1.0":
             raise HandshakeRefused(400, "framing", "the length of the body is not clear")
         if [coding.lower() for coding in headers.get_all("transfer-encoding")] != ["chunked"]:
@@ -201,7 +203,7 @@ class RequestReader:
         self.keep_alive = False
         self._chunks = _Chunks()
         self._parser = HttpRequestParser(self._chunks)
-        _judge(self._parser, head)
+        _judge(self._parser, _CHUNKED_HEAD)
 
     def _read_body(self) -> Request | None:
         request, buffer = self._request, self._buffer

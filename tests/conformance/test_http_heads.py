@@ -33,6 +33,7 @@ STRICTER = {
 GET = b"GET / HTTP/1.1\r\n"
 HOST = b"Host: h\r\n"
 POST = b"POST / HTTP/1.1\r\n" + HOST
+UPGRADE = b"Upgrade: h2c\r\nConnection: Upgrade\r\n"
 END = b"\r\n"
 
 
@@ -190,6 +191,8 @@ HEADS: list[tuple[str | None, bytes]] = [
     (None, POST + b"Transfer-Encoding: CHUNKED\r\n" + END + b"3\r\nabc\r\n0\r\n\r\n"),
     (None, POST + b"Transfer-Encoding: chunked\r\n" + END + b"3;x=y\r\nabc\r\n0\r\nTrailer: x\r\n\r\n"),
     (None, POST + b"Transfer-Encoding: chunked\r\n" + END + b"A\r\n0123456789\r\n0\r\n\r\n"),
+    (None, POST + UPGRADE + b"Transfer-Encoding: chunked\r\n" + END + b"3\r\nabc\r\n0\r\n\r\n"),
+    (None, POST + UPGRADE + b"Content-Length: 3\r\n" + END + b"abc"),
     ("length", POST + b"Content-Length: 3\r\nContent-Length: 3\r\n" + END + b"abc"),
     ("length", POST + b"Content-Length: 3, 3\r\n" + END + b"abc"),
     (None, POST + b"Content-Length: 3\r\nContent-Length: 4\r\n" + END + b"abcd"),
