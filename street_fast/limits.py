@@ -1,17 +1,22 @@
 """Every limit of the server in one frozen object: its value, its unit, its reason, and who else uses it.
 
 A name ends in its unit: ``_s`` seconds, ``_bytes`` bytes, ``_per_second`` a rate; anything else is a count.
-``None`` switches a limit off, where the annotation allows it.
+``None`` switches a limit off, where the annotation allows it. Times end at a million seconds and all else at 2^31 - 1:
+beyond that they are mistakes, and what is made of them (an option of a socket, an int in C) would overflow.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from street_fast.errors import ConfigurationError
 
-__all__ = ["DEFAULT_LIMITS", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "MOST_SECONDS", "Limits", "checked_limits"]
+
+MOST_SECONDS = 1_000_000
+"""The longest time that a limit may be: eleven days."""
+
+_MOST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +75,7 @@ class Limits:
     close_timeout_s: float = 10.0
     """From our close frame to the end, whatever the peer sends. websockets, aiohttp 10; ws 30."""
     abort_timeout_s: float = 2.0
-    """The same after a violation, an eviction or the end of a drain."""
+    """The same after a violation or an eviction; and for a client that is refused while it still sends."""
 
     # --- messages out ---
     write_soft_bytes: int = 65_536
@@ -85,8 +90,6 @@ class Limits:
     """Centrifugo 255."""
     channels_per_connection: int = 128
     """Centrifugo 128; Phoenix 100 (after CVE-2026-56811)."""
-    channel_messages_per_second: float | None = 200.0
-    """Client messages of one channel. StreetJS 200."""
     presence_info_bytes: int = 1_024
     """What a member tells about itself, as JSON."""
     listeners_per_event: int = 64
@@ -100,7 +103,7 @@ class Limits:
     shutdown_batch_interval_s: float = 0.1
     """Pause between two batches."""
     retry_hint_s: float = 10.0
-    """Upper end of the random delay that a close with 1012 suggests to the client."""
+    """Upper end of the random delay in a close with 1012 or 1013, and of Retry-After with 503."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -114,10 +117,10 @@ class Limits:
                 raise ConfigurationError(
                     f"Limits.{field.name}={value!r}: must be {kind}{' or None' if optional else ''}"
                 )
-            if not (0 < value < math.inf):
-                raise ConfigurationError(
-                    f"Limits.{field.name}={value!r}: must be above 0{' (None switches it off)' if optional else ''}"
-                )
+            most = MOST_SECONDS if field.name.endswith("_s") else _MOST
+            if not 0 < value <= most:
+                off = " (None switches it off)" if optional else ""
+                raise ConfigurationError(f"Limits.{field.name}={value!r}: must be above 0 and at most {most}{off}")
         for low, high in (
             ("write_soft_bytes", "write_hard_bytes"),
             ("request_line_bytes", "request_head_bytes"),
@@ -131,3 +134,12 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def checked_limits(limits: object) -> Limits:
+    """What the option `limits` of a constructor stands for: None for the defaults. Raises ConfigurationError."""
+    if limits is None:
+        return DEFAULT_LIMITS
+    if not isinstance(limits, Limits):
+        raise ConfigurationError(f"limits={limits!r}: must be a Limits object, or None")
+    return limits

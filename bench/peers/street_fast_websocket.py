@@ -9,7 +9,7 @@ import uvloop
 
 from street_fast import HttpServer, Limits, Request, StreetWebSocketServer, WebSocket, broadcast
 
-UNLIMITED = Limits(messages_per_second=None, bytes_per_second=None, channel_messages_per_second=None)
+UNLIMITED = Limits(messages_per_second=None, bytes_per_second=None)
 MAX_CONNECTIONS = 20_000
 members: dict[WebSocket, None] = {}
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from street_fast.errors import ConfigurationError
-from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.limits import DEFAULT_LIMITS, MOST_SECONDS, Limits, checked_limits
 
 FIELDS = {field.name: str(field.type) for field in dataclasses.fields(Limits)}
 OPTIONAL = sorted(name for name, kind in FIELDS.items() if "None" in kind)
@@ -26,10 +26,20 @@ def test_only_keywords_are_taken() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
-@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "1"])
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**70, math.inf, math.nan, True, "1"])
 def test_a_value_without_sense_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=rf"Limits\.{name}={value!r}: must be "):
         Limits(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_the_largest_value_is_taken(name: str) -> None:
+    parts = {"write_soft_bytes": 1, "request_line_bytes": 1, "event_bytes": 1}
+    most = MOST_SECONDS if name.endswith("_s") else 2**31 - 1
+    wholes = {"write_hard_bytes": most, "request_head_bytes": most, "message_bytes": most}
+    assert getattr(Limits(**{**parts, **wholes, name: most}), name) == most  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=rf"Limits\.{name}={most + 1}: must be above 0 and at most {most}"):
+        Limits(**{**parts, **wholes, name: most + 1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
@@ -59,3 +69,12 @@ def test_a_part_is_not_larger_than_the_whole(low: str, high: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"Limits\.{low}=1001 is above Limits\.{high}=1000"):
         Limits(**{low: 1_001, high: 1_000})  # type: ignore[arg-type]
     Limits(**{low: 1_000, high: 1_000})  # type: ignore[arg-type]
+
+
+def test_limits_as_an_option() -> None:
+    limits = Limits(fragments=3)
+    assert checked_limits(limits) is limits
+    assert checked_limits(None) is DEFAULT_LIMITS
+    for wrong in ({"fragments": 3}, 5, Limits):
+        with pytest.raises(ConfigurationError, match=r"limits=.*: must be a Limits object, or None"):
+            checked_limits(wrong)
