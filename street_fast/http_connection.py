@@ -142,7 +142,9 @@ class HttpConnection(asyncio.Protocol):
         """Answer with what `handler` returns."""
         try:
             result = handler(request)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self._failed(error)
             return
         if inspect.isawaitable(result):

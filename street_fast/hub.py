@@ -378,7 +378,9 @@ class ChannelHub:
         for peer in peers:
             try:
                 peer.deliver(message, droppable)
-            except Exception:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:
                 logger.exception("connection %s: deliver() failed, for %r", peer.id, message)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import inspect
 import logging
 import math
@@ -35,7 +36,7 @@ from street_fast.messages import UNSET, Message
 from street_fast.metrics import Counters
 from street_fast.request import TOKEN_CHARS, Request, Response
 from street_fast.runner import run_until_stopped
-from street_fast.street_socket import SocketContext, StreetSocket, socket_limits
+from street_fast.street_socket import STOPPING, SocketContext, StreetSocket, socket_limits
 
 if TYPE_CHECKING:
     import os
@@ -70,8 +71,10 @@ class _CountedWebSocket(WebSocket):
     server: StreetWebSocketServer
 
     def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
-        self.server._forget_bare(self)
+        try:
+            super().connection_lost(error)
+        finally:
+            self.server._forget_bare(self)
 
 
 class StreetWebSocketServer:
@@ -284,7 +287,9 @@ class StreetWebSocketServer:
     ) -> None:
         try:
             answer = authenticate(upgrade.request)
-        except (Exception, asyncio.CancelledError) as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._admit(upgrade, acceptance, application, error)
             return
         if not inspect.isawaitable(answer):
@@ -305,11 +310,13 @@ class StreetWebSocketServer:
     ) -> None:
         try:
             member: object = await answer
-        except Exception as error:
-            member = error
         except asyncio.CancelledError:
             self._refuse(upgrade, Response.text("not now\n", 503, self._retry_after()))  # unless it went away
             raise
+        except STOPPING:
+            raise
+        except BaseException as error:
+            member = error
         self._admit(upgrade, acceptance, application, member)
 
     def _admit(self, upgrade: Upgrade, acceptance: Acceptance, application: _Application, answer: object) -> None:
@@ -333,17 +340,21 @@ class StreetWebSocketServer:
             return
         context = self._socket_context()
         self.counters.connections_opened += 1
+        transport, tail = taken
         ws: WebSocket
+        serve: Callable[[Callable[..., object]], None]
         if application.bare:
             ws = bare = self._counted_websocket(context, acceptance)
             self._bare[bare] = None
-            self._serve_bare(bare, application.handler, upgrade.request)
+            serve = functools.partial(self._serve_bare, bare, request=upgrade.request)
         else:
             ws = WebSocket(context.loop_context, self._socket_limits, subprotocol=acceptance.subprotocol)
             socket = self._sockets[ws] = StreetSocket(ws, upgrade.request, context)
-            socket.serve(application.handler)
-        transport, tail = taken
-        ws.start(transport, acceptance.head, tail)
+            serve = socket.serve
+        try:
+            serve(application.handler)
+        finally:  # also when the process is being stopped: nobody else owns the transport
+            ws.start(transport, acceptance.head, tail)
 
     def _take_over(self, upgrade: Upgrade) -> tuple[asyncio.Transport, bytes] | None:
         upgrade.on_abandoned = None
@@ -365,7 +376,9 @@ class StreetWebSocketServer:
     def _serve_bare(self, ws: _CountedWebSocket, handler: BareHandler, request: Request) -> None:
         try:
             result = handler(ws, request)
-        except (Exception, asyncio.CancelledError) as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._bare_failed(ws, error)
             return
         if asyncio.iscoroutine(result):
@@ -374,7 +387,9 @@ class StreetWebSocketServer:
     async def _await_bare(self, ws: _CountedWebSocket, coroutine: Coroutine[Any, Any, object]) -> None:
         try:
             await coroutine
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
             self._bare_failed(ws, error)
 
     def _bare_failed(self, ws: WebSocket, error: BaseException) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from street_fast.limits import Limits
     from street_fast.request import Request
 
-__all__ = ["Event", "SocketContext", "StreetSocket", "socket_limits"]
+__all__ = ["STOPPING", "Event", "SocketContext", "StreetSocket", "socket_limits"]
 
 logger = logging.getLogger("street_fast")
 
@@ -56,6 +56,10 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 # or (type, handler) if its data is decoded to a type.
 _Listener = Handler | tuple[Any, Handler]
 _Entry = _Listener | list[_Listener]
+
+STOPPING = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What a handler may raise to end more than itself. Everything else is its failure, also what is no Exception: a
+CancelledError that somebody else's future had, or what an extension written in Rust raises when it crashes."""
 
 _OWN_EVENTS = frozenset({"*", "close"})
 """Names that a client cannot use to reach the handlers of the same name."""
@@ -311,7 +315,9 @@ class StreetSocket:
         """
         try:
             result = handler(self, self.request)
-        except (Exception, asyncio.CancelledError) as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._connection_failed(error)
             return
         if asyncio.iscoroutine(result):
@@ -327,7 +333,9 @@ class StreetSocket:
             if self._handlers is None or _is_cancelling():
                 raise
             self._connection_failed(error)
-        except Exception as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._connection_failed(error)
 
     def _connection_failed(self, error: BaseException) -> None:
@@ -425,7 +433,9 @@ class StreetSocket:
             return None
         try:
             result = handler(Event(envelope.type, data, envelope.id, envelope.channel) if whole else data)
-        except (Exception, asyncio.CancelledError) as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._handler_failed(envelope.type, error)
             return None
         return self._await(envelope.type, result) if asyncio.iscoroutine(result) else None
@@ -437,7 +447,9 @@ class StreetSocket:
             if self._handlers is None or _is_cancelling():
                 raise
             self._handler_failed(event, error)
-        except Exception as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._handler_failed(event, error)
 
     def _handler_failed(self, event: str, error: BaseException) -> None:
@@ -510,7 +522,9 @@ class StreetSocket:
     def _call_at_close(self, callback: Handler, *arguments: object) -> None:
         try:
             result = callback(*arguments)
-        except (Exception, asyncio.CancelledError) as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             self._handler_failed("close", error)
             return
         if asyncio.iscoroutine(result):

@@ -16,7 +16,6 @@ from street_fast.limits import Limits
 from tests.connection_harness import Panic, codes, drive
 from tests.frames_harness import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close, frame, text
 
-
 SMALL = Limits(write_soft_bytes=1_000, write_hard_bytes=5_000)
 
 
@@ -200,14 +199,30 @@ class TestReceive:
         with pytest.raises(KeyboardInterrupt):
             c.arrive(text("a"))
 
-    def test_a_coroutine_function_is_no_handler(self, world):
-        async def handler(message):
+    @pytest.mark.parametrize("name", ["on_message", "on_close"])
+    def test_a_handler_is_a_plain_function(self, world, name):
+        async def later(*_):
             pass
 
+        ws = world.connect().ws
+        before = getattr(ws, name)
+        with pytest.raises(TypeError, match=f"{name}=.*must be a plain function; for coroutines"):
+            setattr(ws, name, later)
+        with pytest.raises(TypeError, match=f"{name}=5: must be a function, or None"):
+            setattr(ws, name, 5)
+        assert getattr(ws, name) == before
+
+    @pytest.mark.parametrize("wrong", [("bye",), (1000, None), (1000, b"bye"), (None,)])
+    def test_close_takes_a_code_and_a_reason(self, world, wrong):
         c = world.connect()
-        with pytest.raises(TypeError, match="plain function"):
-            c.ws.on_message = handler
-        assert c.ws.on_message == c.messages.append
+        with pytest.raises(TypeError, match="a close takes a code and a reason, an int and a str"):
+            c.ws.close(*wrong)
+        for code in (2**40, -1, 999, 1005):
+            with pytest.raises(ValueError, match="may not be sent"):
+                c.ws.close(code)
+        with pytest.raises(TypeError, match=r"ping\(\) takes bytes, not str"):
+            c.ws.ping("x")
+        assert not c.ws.closed
 
     def test_a_handler_may_close_or_abort_and_gets_no_more(self, world):
         for end in ("close", "abort"):
@@ -746,7 +761,62 @@ class TestContext:
             "messages_dropped": 0,
             "slow_consumers": 0,
             "protocol_errors": 1,
+            "slow_reads": 0,
+            "loop_lag_ms": 0,
+            "worst_loop_lag_ms": 0,
         }
+
+    def test_a_handler_that_blocks_the_loop_is_named(self, world, caplog):
+        c = world.connect()
+
+        def block(message):
+            world.clock.now += 0.05 if message == "short" else 2.0
+
+        c.ws.on_message = block
+        c.arrive(text("short"))
+        assert world.context.stats()["slow_reads"] == 0
+        c.arrive(text("long"))
+        assert world.context.stats()["slow_reads"] == 1
+        assert f"connection {c.ws.id}: its handlers kept the event loop from everything else for 2.00 s" in caplog.text
+
+    def test_loop_lag_is_how_late_the_last_timer_was(self, world):
+        world.context.wheel.schedule(1.0, lambda _: None)
+        (timer,) = world.loop.timers
+        world.loop.timers.clear()
+        world.clock.now = timer.when + 0.7  # something kept the loop
+        timer.callback()
+        stats = world.context.stats()
+        assert (stats["loop_lag_ms"], stats["worst_loop_lag_ms"]) == (700, 700)
+        world.context.wheel.schedule(1.0, lambda _: None)
+        world.advance(2.0)
+        stats = world.context.stats()
+        assert (stats["loop_lag_ms"], stats["worst_loop_lag_ms"]) == (0, 700)
+
+    def test_a_transport_that_raises_ends_its_own_connection_only(self, core, world):
+        connections = [world.connect(Limits(assembly_timeout_s=1)) for _ in range(5)]
+        broken = connections[2]
+
+        def write(data):
+            raise RuntimeError("a bug of the transport")
+
+        def can_write_eof():
+            raise RuntimeError("another bug of the transport")
+
+        broken.transport.write = write
+        failing = connections[3]
+        failing.transport.can_write_eof = can_write_eof
+        failing.arrive(text("never finished")[:5])
+        world.context.wheel.schedule(1.0, lambda _: core.broadcast([c.ws for c in connections], "hello"))
+        world.advance(1.1)
+        assert [c.sent[:1] for c in connections if c not in (broken, failing)] == [[(TEXT, b"hello")]] * 3
+        assert [code for code, _ in broken.ends] == [1006]
+        assert [code for code, _ in failing.ends] == [1008]
+        (failure,) = world.loop.failures
+        assert str(failure["exception"]) == "another bug of the transport"
+        world.loop.failures.clear()
+        core.broadcast([c.ws for c in connections], "again")
+        world.turn()
+        assert connections[0].sent[1] == (TEXT, b"again")
 
     def test_a_timer_of_the_application_shares_the_wheel(self, world):
         fired = []

@@ -14,6 +14,7 @@ from street_fast.errors import ConnectionClosed
 from street_fast.http_connection import HttpConnection
 from street_fast.limits import Limits
 from street_fast.request import Request, Response
+from tests.connection_harness import Panic
 from tests.http_harness import Bench, Connected, handshake, head, parse, settle, text
 
 if TYPE_CHECKING:
@@ -273,12 +274,27 @@ async def cancels(_request: Request) -> str:
     raise asyncio.CancelledError
 
 
+def cancelled(_request: Request) -> str:
+    raise asyncio.CancelledError
+
+
+def panics(_request: Request) -> str:
+    raise Panic("secret")
+
+
+async def panics_later(_request: Request) -> str:
+    raise Panic("secret")
+
+
 @pytest.mark.parametrize(
     "handler",
     [
         fails,
         fails_later,
         cancels,
+        cancelled,
+        panics,
+        panics_later,
         lambda _request: None,
         lambda _request: 5,
         lambda _request: {"a": object()},

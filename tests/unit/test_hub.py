@@ -16,6 +16,7 @@ from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.hub import ChannelHub
 from street_fast.limits import Limits
 from street_fast.testing import FakeConnection, ManualClock, memory_pair
+from tests.connection_harness import Panic
 
 
 @pytest.fixture
@@ -305,9 +306,10 @@ class TestPublish:
 class TestBadRecipients:
     """E6: whatever one recipient does, everyone else gets each message once, in order."""
 
-    def test_one_that_raises(self, hub, room, caplog):
+    @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError, Panic])
+    def test_one_that_raises(self, hub, room, caplog, error):
         def fail(message):
-            raise RuntimeError("broken")
+            raise error("broken")
 
         room["ann"].on_deliver = fail
         with caplog.at_level(logging.ERROR, "street_fast"):

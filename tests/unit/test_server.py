@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,12 +23,15 @@ from street_fast.auth import Member
 from street_fast.errors import ConfigurationError, ListenError
 from street_fast.http_server import HttpServer
 from street_fast.limits import Limits
+from street_fast.request import Request
 from street_fast.server import StreetWebSocketServer
+from street_fast.testing import MemoryTransport
+from tests.connection_harness import Panic
+from tests.http_harness import handshake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from street_fast.request import Request
     from street_fast.street_socket import StreetSocket
 
 MASK = b"\x01\x02\x03\x04"
@@ -300,6 +304,18 @@ async def test_authenticate_that_fails_refuses_and_says_so(serve: Any, answer: o
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("as_coroutine", [False, True])
+async def test_authenticate_that_crashes_refuses_too(serve: Any, as_coroutine: bool) -> None:
+    def now(request: Request) -> Member | None:
+        raise Panic("boom")
+
+    async def later(request: Request) -> Member | None:
+        raise Panic("boom")
+
+    server = await serve(authenticate=later if as_coroutine else now)
+    assert (await status(server))[0] == 401
+
+
 async def test_authenticate_that_fails_later_refuses_too(serve: Any, caplog: Any) -> None:
     async def authenticate(request: Request) -> Member | None:
         await asyncio.sleep(0)
@@ -488,6 +504,51 @@ async def test_bare_handler_that_raises(as_coroutine: bool, caplog: Any) -> None
         assert await close_of(ws) == (1011, "internal error")
     assert "boom" in caplog.text
     await http.close()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Panic])
+@pytest.mark.parametrize("where", ["handler", "coroutine", "close"])
+async def test_what_is_no_exception_fails_a_bare_handler_all_the_same(error: type[BaseException], where: str) -> None:
+    def fail(*_: object) -> None:
+        raise error("boom")
+
+    async def fail_later(*_: object) -> None:
+        raise Panic("boom")
+
+    def open_(ws: WebSocket, request: Request) -> None:
+        ws.on_close = fail
+
+    server = StreetWebSocketServer()
+    http = HttpServer()
+    server.attach_protocol(http, None, {"handler": fail, "coroutine": fail_later, "close": open_}[where])
+    await http.listen(port=0)
+    async with connect(f"ws://127.0.0.1:{http.port}/") as ws:
+        if where == "close":
+            await ws.close()
+        else:
+            assert await close_of(ws) == (1011, "internal error")
+    await until(lambda: server.connection_count == 0)
+    await asyncio.wait_for(http.close(), 5)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+async def test_a_handler_that_stops_the_process_leaves_a_connection_that_ends(bare: bool) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    here, there = MemoryTransport.pair()
+    wire = handshake()
+    request = Request("GET", "/", wire[wire.index(b"\r\n") : -2], client=("127.0.0.1", 1))
+    upgrade: Any = SimpleNamespace(request=request, on_abandoned=None, take_over=lambda: (here, b""))
+    server = StreetWebSocketServer()
+    if bare:
+        server.attach_protocol(HttpServer(), None, stop)
+    else:
+        server.attach(HttpServer(), stop)
+    with pytest.raises(KeyboardInterrupt):
+        server.handle_upgrade(upgrade)
+    there.abort()
+    await until(lambda: server.connection_count == 0)
 
 
 async def test_bare_coroutine_handler_is_cancelled_at_the_end() -> None:

@@ -19,6 +19,7 @@ from street_fast.limits import Limits
 from street_fast.messages import Message
 from street_fast.request import Request
 from street_fast.street_socket import Event, SocketContext, StreetSocket, socket_limits
+from tests.connection_harness import Panic
 
 MASK = b"\x01\x02\x03\x04"
 
@@ -331,6 +332,52 @@ async def test_a_handler_that_raises_is_logged_once(caplog: pytest.LogCaptureFix
     assert len(caplog.records) == 2 * per_event == client.context.counters.handler_errors
     assert all(client.socket.id in record.getMessage() and "'x'" in record.getMessage() for record in caplog.records)
     assert not client.socket.closed
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, Panic])
+async def test_what_is_no_exception_fails_a_handler_all_the_same(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client()
+    got: list[Any] = []
+
+    def bad(*_: object) -> None:
+        raise error("boom")
+
+    async def bad_later(*_: object) -> None:
+        await asyncio.sleep(0)
+        raise Panic("boom")
+
+    for name, handler in {"a": bad, "b": bad_later, "c": got.append}.items():
+        client.socket.on(name, handler)
+    for handler in (bad, bad_later, lambda code, reason: got.append("close")):
+        client.socket.on("close", handler)
+    client.socket.add_close_callback(bad)
+    client.socket.add_close_callback(lambda _: got.append("callback"))
+    for name in ("a", "b", "c"):
+        client.send(name, name)
+    await settle()
+    assert got == ["c"]
+    assert not client.socket.closed
+    await client.hang_up()
+    assert got == ["c", "callback", "close"]
+    assert client.context.counters.handler_errors == len(caplog.records) == 5
+    assert not client.context.tasks
+
+
+@pytest.mark.parametrize("as_coroutine", [False, True])
+async def test_a_connection_handler_that_fails_so_closes(as_coroutine: bool) -> None:
+    client = Client()
+
+    async def later(*_: object) -> None:
+        raise Panic("boom")
+
+    def now(*_: object) -> None:
+        raise Panic("boom")
+
+    client.socket.serve(later if as_coroutine else now)
+    await settle()
+    assert client.wire.close_frame == (1011, "internal error")
 
 
 # --- order ------------------------------------------------------------------------------------------------------
