@@ -61,7 +61,8 @@ cdef class LoopContext:
     # Counters.
     cdef uint64_t connections_opened, connections_closed
     cdef uint64_t messages_in, bytes_in, messages_out, bytes_out
-    cdef uint64_t messages_dropped, slow_consumers, protocol_errors, writes
+    cdef uint64_t messages_dropped, slow_consumers, protocol_errors, writes, slow_reads
+    cdef double _loop_lag, _worst_loop_lag
 
     cdef double now(self) noexcept
     cdef Settings settings_of(self, object limits)
@@ -69,6 +70,7 @@ cdef class LoopContext:
     cdef int schedule_flush(self) except -1
     cdef int condemn(self, WebSocketBase ws) except -1
     cdef int flush_slice(self) except -1
+    cdef int write_failed(self, WebSocketBase ws, error) except -1
     cdef const char* join(self, WebSocketBase ws) noexcept
     cdef void forget_joined(self) noexcept
 
@@ -79,7 +81,7 @@ cdef class WebSocketBase(FrameParser):
     cdef Settings _settings
     cdef Timer _timer
     cdef object _on_message
-    cdef public object on_close
+    cdef object _on_close
     cdef readonly object subprotocol
     cdef object _close_reason
     cdef object _waiters             # list of futures of drain() and wait_closed(), None while nobody waits

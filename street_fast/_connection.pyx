@@ -95,6 +95,7 @@ cdef enum:
 
 cdef double SLICE_S = 0.001          # of a flush, before the loop gets its turn
 cdef double LATE_S = 1.0             # a timer this late means that the process was stopped
+cdef double BLOCKING_S = 0.1         # handlers that keep the loop this long are named in the log
 cdef double NEVER = 1e18
 
 
@@ -168,7 +169,11 @@ cdef class LoopContext:
         return self.now()
 
     def stats(self):
-        """Counters since the start, and the number of open connections."""
+        """Counters since the start, the number of open connections, and how late the loop is.
+
+        ``loop_lag_ms`` is by how much the last timer was late, ``worst_loop_lag_ms`` the most since the start, and
+        ``slow_reads`` how often the handlers of one read kept the loop for longer than 100 ms, which is logged.
+        """
         return {
             "connections": self.connections_opened - self.connections_closed,
             "connections_opened": self.connections_opened,
@@ -180,6 +185,9 @@ cdef class LoopContext:
             "messages_dropped": self.messages_dropped,
             "slow_consumers": self.slow_consumers,
             "protocol_errors": self.protocol_errors,
+            "slow_reads": self.slow_reads,
+            "loop_lag_ms": round(1_000 * self._loop_lag),
+            "worst_loop_lag_ms": round(1_000 * self._worst_loop_lag),
         }
 
     cdef double now(self) noexcept:
@@ -203,7 +211,9 @@ cdef class LoopContext:
 
     def _on_wake(self):
         self._wake_handle = None
-        if self.now() - self._wake_time > LATE_S:
+        self._loop_lag = max(0.0, self.now() - self._wake_time)
+        self._worst_loop_lag = max(self._worst_loop_lag, self._loop_lag)
+        if self._loop_lag > LATE_S:
             # The process was stopped, or the loop blocked. Bytes that are waiting in the kernel are read before
             # anyone is found silent: the loop polls once before this comes round.
             self._wake_time = NEVER
@@ -290,7 +300,10 @@ cdef class LoopContext:
                     at += 1
                     ws._is_dirty = False
                     Py_DECREF(ws)
-                    ws.flush()
+                    try:
+                        ws.flush()
+                    except Exception as error:
+                        self.write_failed(ws, error)
                     continue
                 if ws._outbox_count == 1:
                     jobs[count].data = PyBytes_AS_STRING(<object>ws._outbox[0])
@@ -310,12 +323,18 @@ cdef class LoopContext:
             else:
                 done = sf_run(jobs, count, deadline)
             self._dirty_head = at if done == count else places[done]
-            for i in range(done):
-                ws = <WebSocketBase>self._dirty[places[i]]
-                self._dirty[places[i]] = NULL
-                ws._is_dirty = False
-                Py_DECREF(ws)
-                ws.took(jobs[i].taken)
+            i = 0
+            while i < done:
+                try:  # one for the batch: entering it for each connection would cost as much as the rest
+                    while i < done:
+                        ws = <WebSocketBase>self._dirty[places[i]]
+                        self._dirty[places[i]] = NULL
+                        ws._is_dirty = False
+                        Py_DECREF(ws)
+                        i += 1
+                        ws.took(jobs[i - 1].taken)
+                except Exception as error:
+                    self.write_failed(ws, error)
             if sf_now() >= deadline:
                 break
         if self._dirty_head < self._dirty_end:
@@ -328,6 +347,13 @@ cdef class LoopContext:
         self._dirty_head = self._dirty_end = 0
         self.forget_joined()
         return 0
+
+    cdef int write_failed(self, WebSocketBase ws, error) except -1:
+        # A transport raised. That ends its connection, and is nothing to the others.
+        self.loop.call_exception_handler(
+            {"message": f"writing to connection {ws.id} failed", "exception": error, "transport": ws.transport}
+        )
+        return ws.drop_transport(CloseCode.ABNORMAL, f"connection lost: {error}")
 
     cdef const char* join(self, WebSocketBase ws) noexcept:
         # The outbox as one buffer; NULL if the arena is full. Subscribers of one channel mostly hold the very same
@@ -446,8 +472,8 @@ cdef class WebSocketBase(FrameParser):
         if sock is None:
             return -1
         descriptor = sock.fileno()
-        sf_user_timeout(descriptor, <unsigned int>(1_000 * (
-            (self._settings.ping_interval_s or 25.0) + self._settings.pong_timeout_s)))
+        patience_s = (self._settings.ping_interval_s or 25.0) + self._settings.pong_timeout_s
+        sf_user_timeout(descriptor, <unsigned int>min(1_000 * patience_s, 2**31 - 1))
         return descriptor
 
     def connection_made(self, transport):
@@ -477,7 +503,7 @@ cdef class WebSocketBase(FrameParser):
         return False
 
     def connection_lost(self, error):
-        cdef object on_close = self.on_close
+        cdef object on_close = self._on_close
         if self._state == LOST:
             return
         self._state = LOST
@@ -494,7 +520,7 @@ cdef class WebSocketBase(FrameParser):
         self.context.connections_closed += 1
         self.transport = None
         self._own_buffer = None
-        self._on_message = self.on_close = None
+        self._on_message = self._on_close = None
         self.wake_waiters()
         if on_close is not None:
             try:
@@ -540,12 +566,16 @@ cdef class WebSocketBase(FrameParser):
 
     @on_message.setter
     def on_message(self, handler):
-        if handler is not None and inspect.iscoroutinefunction(handler):
-            raise TypeError(
-                f"on_message={handler!r}: must be a plain function; for coroutines use StreetSocket.on(), or start a "
-                f"task and call pause_reading() while it runs"
-            )
-        self._on_message = handler
+        self._on_message = check_handler("on_message", handler)
+
+    @property
+    def on_close(self):
+        """Called with code and reason, exactly once, when the connection is gone. A plain function."""
+        return self._on_close
+
+    @on_close.setter
+    def on_close(self, handler):
+        self._on_close = check_handler("on_close", handler)
 
     def get_extra_info(self, name, default=None):
         """What the transport knows: 'peername', 'sockname', 'ssl_object' and so on."""
@@ -582,13 +612,15 @@ cdef class WebSocketBase(FrameParser):
             PyBuffer_Release(&view)
         return self.push(wire, droppable) == 1
 
-    def ping(self, bytes data=b""):
+    def ping(self, data=b""):
         """Sends a ping (section 5.5.2) of at most 125 bytes. The heartbeat does so by itself."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"ping() takes bytes, not {type(data).__name__}")
         if len(data) > 125:
             raise ValueError(f"a ping of {len(data)} bytes: at most 125 are allowed (RFC 6455 section 5.5)")
         return self.push(self.control_frame(PING, data), False) == 1
 
-    def close(self, int code=1000, str reason=""):
+    def close(self, code=1000, reason=""):
         """Sends a close frame behind what is queued and waits for the peer's, at most `Limits.close_timeout_s`.
 
         Does nothing if the connection is closing already. Raises ValueError for a code that may not be sent.
@@ -655,6 +687,7 @@ cdef class WebSocketBase(FrameParser):
     cdef int receive(self, uint8_t* data, Py_ssize_t size) except -1:
         cdef LoopContext context = self.context
         cdef PyObject* outer = context._reading
+        cdef double spent
         context._reading = <PyObject*>self
         context.bytes_in += size
         self._last_received = context.now()
@@ -667,6 +700,11 @@ cdef class WebSocketBase(FrameParser):
             self.fail(error)
         finally:
             context._reading = outer
+        spent = context.now() - self._last_received
+        if spent >= BLOCKING_S:
+            context.slow_reads += 1
+            logger.warning("connection %s: its handlers kept the event loop from everything else for %.2f s",
+                           self.id, spent)
         if self._head_have or self._in_payload or self._message_opcode:
             if self._message_began == 0 and self._state == OPEN:
                 self._message_began = self._last_received
@@ -1090,6 +1128,17 @@ cdef class WebSocketBase(FrameParser):
 
 def timer_fired(WebSocketBase ws):
     ws.on_timer()
+
+
+cdef object check_handler(str name, handler):
+    if handler is not None and not callable(handler):
+        raise TypeError(f"{name}={handler!r}: must be a function, or None")
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            f"{name}={handler!r}: must be a plain function; for coroutines use StreetSocket.on(), or start a task "
+            f"(and call pause_reading() while it runs)"
+        )
+    return handler
 
 
 class WebSocket(WebSocketBase, asyncio.BufferedProtocol):

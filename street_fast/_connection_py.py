@@ -26,7 +26,7 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from street_fast._frames_py import (
     OP_BINARY,
@@ -55,6 +55,7 @@ _PRIVATE_BUFFER_BYTES = 65_536
 _FRAMES_PER_WRITE = 64
 _SLICE_S = 0.001  # of a flush, before the loop gets its turn
 _LATE_S = 1.0  # a timer this late means that the process was stopped
+_BLOCKING_S = 0.1  # handlers that keep the loop this long are named in the log
 _NEVER = 1e18
 _DIRECT = sys.platform != "win32"  # there, transports own their handles through overlapped I/O
 
@@ -109,6 +110,9 @@ class LoopContext:
         self._writes = 0
         self._messages_dropped = 0
         self._slow_consumers = 0
+        self._slow_reads = 0
+        self._loop_lag = 0.0
+        self._worst_loop_lag = 0.0
         self._protocol_errors = 0
         self.wheel = TimerWheel(self.time, wake=self._wake, on_error=self._timer_failed)
 
@@ -124,7 +128,11 @@ class LoopContext:
         return context
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start, and the number of open connections."""
+        """Counters since the start, the number of open connections, and how late the loop is.
+
+        ``loop_lag_ms`` is by how much the last timer was late, ``worst_loop_lag_ms`` the most since the start, and
+        ``slow_reads`` how often the handlers of one read kept the loop for longer than 100 ms, which is logged.
+        """
         return {
             "connections": self._connections_opened - self._connections_closed,
             "connections_opened": self._connections_opened,
@@ -136,6 +144,9 @@ class LoopContext:
             "messages_dropped": self._messages_dropped,
             "slow_consumers": self._slow_consumers,
             "protocol_errors": self._protocol_errors,
+            "slow_reads": self._slow_reads,
+            "loop_lag_ms": round(1_000 * self._loop_lag),
+            "worst_loop_lag_ms": round(1_000 * self._worst_loop_lag),
         }
 
     # --- timers ---
@@ -148,7 +159,9 @@ class LoopContext:
 
     def _on_wake(self) -> None:
         self._wake_handle = None
-        if self.time() - self._wake_time > _LATE_S:
+        self._loop_lag = max(0.0, self.time() - self._wake_time)
+        self._worst_loop_lag = max(self._worst_loop_lag, self._loop_lag)
+        if self._loop_lag > _LATE_S:
             # The process was stopped, or the loop blocked. Bytes that are waiting in the kernel are read before
             # anyone is found silent: the loop polls once before this comes round.
             self._wake_time = _NEVER
@@ -191,11 +204,21 @@ class LoopContext:
         while self._dirty:
             ws = self._dirty.popleft()
             ws._is_dirty = False
-            ws._flush()
+            try:
+                ws._flush()
+            except Exception as error:
+                self._write_failed(ws, error)
             if time.monotonic() >= deadline:
                 break
         if self._dirty:
             self._schedule_flush()
+
+    def _write_failed(self, ws: WebSocket, error: Exception) -> None:
+        # A transport raised. That ends its connection, and is nothing to the others.
+        self.loop.call_exception_handler(
+            {"message": f"writing to connection {ws.id} failed", "exception": error, "transport": ws.transport}
+        )
+        ws._drop_transport(f"connection lost: {error}")
 
 
 class WebSocket(FrameParser, asyncio.BufferedProtocol):
@@ -206,7 +229,6 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     it belongs to its loop.
     """
 
-    on_close: Callable[[int, str], object] | None = None
     subprotocol: str | None = None
     text_as_bytes: bool = False  # for those who decode JSON; binary messages are told apart as bytearrays then
 
@@ -226,6 +248,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.subprotocol = subprotocol
         self._on_message: Callable[[Any], object] | None = None
+        self._on_close: Callable[[int, str], object] | None = None
         self._limits = limits
         context._last_id += 1
         self._id = context._last_id
@@ -310,7 +333,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # how long sent data may stay unacknowledged (RFC 5482)
             patience_s = (self._limits.ping_interval_s or 25.0) + self._limits.pong_timeout_s
             with contextlib.suppress(OSError):  # not TCP
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1_000 * patience_s))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(1_000 * patience_s), 2**31 - 1))
         descriptor: int = sock.fileno()
         return descriptor
 
@@ -354,8 +377,8 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self.context._connections_closed += 1
         self.transport = None
         self._own_buffer = None
-        on_close = self.on_close
-        self._on_message = self.on_close = None
+        on_close = self._on_close
+        self._on_message = self._on_close = None
         self._wake_waiters()
         if on_close is not None:
             try:
@@ -401,12 +424,16 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     @on_message.setter
     def on_message(self, handler: Callable[[Any], object] | None) -> None:
-        if handler is not None and inspect.iscoroutinefunction(handler):
-            raise TypeError(
-                f"on_message={handler!r}: must be a plain function; for coroutines use StreetSocket.on(), or start a "
-                f"task and call pause_reading() while it runs"
-            )
-        self._on_message = handler
+        self._on_message = _check_handler("on_message", handler)
+
+    @property
+    def on_close(self) -> Callable[[int, str], object] | None:
+        """Called with code and reason, exactly once, when the connection is gone. A plain function."""
+        return self._on_close
+
+    @on_close.setter
+    def on_close(self, handler: Callable[[int, str], object] | None) -> None:
+        self._on_close = _check_handler("on_close", handler)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """What the transport knows: 'peername', 'sockname', 'ssl_object' and so on."""
@@ -431,6 +458,8 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     def ping(self, data: bytes = b"") -> bool:
         """Sends a ping (section 5.5.2) of at most 125 bytes. The heartbeat does so by itself."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"ping() takes bytes, not {type(data).__name__}")
         if len(data) > 125:
             raise ValueError(f"a ping of {len(data)} bytes: at most 125 are allowed (RFC 6455 section 5.5)")
         return self._push(self._encode(OP_PING, data), False)
@@ -512,6 +541,12 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             self._fail(error)
         finally:
             context._reading = outer
+        spent = context.time() - self._last_received
+        if spent >= _BLOCKING_S:
+            context._slow_reads += 1
+            logger.warning(
+                "connection %s: its handlers kept the event loop from everything else for %.2f s", self.id, spent
+            )
         if not self.mid_message:
             self._message_began = 0.0
         elif not self._message_began and self._state == _State.OPEN:
@@ -849,6 +884,20 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             self._push(self._encode(OP_PING, b""), False)
             return pong_s
         return self._last_received + interval_s - now
+
+
+_Handler = TypeVar("_Handler", bound="Callable[..., object] | None")
+
+
+def _check_handler(name: str, handler: _Handler) -> _Handler:
+    if handler is not None and not callable(handler):
+        raise TypeError(f"{name}={handler!r}: must be a function, or None")
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            f"{name}={handler!r}: must be a plain function; for coroutines use StreetSocket.on(), or start a task "
+            f"(and call pause_reading() while it runs)"
+        )
+    return handler
 
 
 def fan_out(sinks: Iterable[Any], frame: Frame, skip: object = None, droppable: bool = False) -> list[Any]:

@@ -563,11 +563,14 @@ def encode_frame(int opcode, payload, *, bint fin=True, bint rsv1=False, bytes m
         PyBuffer_Release(&view)
 
 
-def encode_close(int code, str reason=""):
+def encode_close(code, reason=""):
     """The payload of a close frame (section 5.5.1); `reason` is cut at a character to fit 123 bytes.
 
-    Raises ValueError for a code that may not travel (1005, 1006, 1015, anything unassigned).
+    Raises ValueError for a code that may not travel (1005, 1006, 1015, anything unassigned), TypeError for a code
+    that is no int or a reason that is no str.
     """
+    if not isinstance(code, int) or not isinstance(reason, str):
+        raise TypeError(f"a close takes a code and a reason, an int and a str, not {code!r} and {reason!r}")
     if not is_sendable_close_code(code):
         raise ValueError(f"code={code}: may not be sent; use 1000-1003, 1007-1014 or 3000-4999")
     text = reason.encode()

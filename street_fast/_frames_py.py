@@ -410,8 +410,11 @@ def encode_frame(
 def encode_close(code: int, reason: str = "") -> bytes:
     """The payload of a close frame (section 5.5.1); a long reason is cut between two characters.
 
-    Raises ValueError for a code that may not travel (1005, 1006, 1015, anything unassigned).
+    Raises ValueError for a code that may not travel (1005, 1006, 1015, anything unassigned), TypeError for a code
+    that is no int or a reason that is no str.
     """
+    if not isinstance(code, int) or not isinstance(reason, str):
+        raise TypeError(f"a close takes a code and a reason, an int and a str, not {code!r} and {reason!r}")
     if not is_sendable_close_code(code):
         raise ValueError(f"code={code}: may not be sent; use 1000-1003, 1007-1014 or 3000-4999")
     text = reason.encode()[: _MAX_CONTROL_BYTES - 2]

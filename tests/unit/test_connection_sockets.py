@@ -127,6 +127,20 @@ class TestRealSockets:
                 for end in itertools.chain(*pairs):
                     end.close()
 
+    async def test_peers_that_break_the_rules_and_reset_disturb_nobody(self, core):
+        """asyncio's write_eof() raises where the peer has reset the connection and the loop has not seen it yet."""
+        async with connected(core) as good, contextlib.AsyncExitStack() as stack:
+            rude = [await stack.enter_async_context(connected(core)) for _ in range(30)]
+            for link in rude:
+                await link.peer.send(b"\x83\x80")  # a reserved opcode
+                link.peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                link.peer.close()
+                link.ws.send("too late")
+            for number in range(10):
+                core.broadcast([link.ws for link in rude] + [good.ws], str(number))
+                assert await good.peer.frame() == (TEXT, str(number).encode())
+            await until(lambda: all(link.ends for link in rude))
+
     async def test_a_peer_that_hangs_up_half(self, core):
         """Half-closed by the peer: what is queued is still written, then the connection ends with 1006."""
         async with connected(core) as link:
