@@ -6,6 +6,7 @@ Everything above this floor imports from here.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,14 @@ def _wants_pure() -> bool:
 
 
 def _compiled_is_there() -> bool:
-    try:
-        import street_fast._connection
-        import street_fast._frames
-        import street_fast._wheel  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    names = ("_frames", "_wheel", "_connection")
+    missing = [name for name in names if importlib.util.find_spec(f"street_fast.{name}") is None]
+    if missing and len(missing) < len(names):
+        raise ImportError(
+            f"the extension modules of street_fast are there in part only, {', '.join(missing)} missing: install it "
+            f"anew, or set STREET_FAST_PURE=1"
+        )
+    return not missing
 
 
 COMPILED: bool = not _wants_pure() and _compiled_is_there()

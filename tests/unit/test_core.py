@@ -46,3 +46,18 @@ def test_another_value_is_an_error() -> None:
     result = report(STREET_FAST_PURE="yes")
     assert result.returncode != 0
     assert "STREET_FAST_PURE='yes': must be 0 or 1" in result.stderr
+
+
+def test_an_extension_that_is_broken_is_no_reason_to_run_pure(tmp_path: Path) -> None:
+    """Only an installation without any of them is pure; half of them, or one that does not load, is an error."""
+    package = tmp_path / "street_fast"
+    package.mkdir()
+    for source in (ROOT / "street_fast").glob("*.py"):
+        (package / source.name).write_bytes(source.read_bytes())
+    assert report(PYTHONPATH=str(tmp_path)).stdout.split()[0] == "False"
+    (package / "_frames.py").write_text("raise ImportError('not for this system')\n")
+    result = report(PYTHONPATH=str(tmp_path))
+    assert "there in part only, _wheel, _connection missing" in result.stderr
+    (package / "_wheel.py").touch()
+    (package / "_connection.py").touch()
+    assert "not for this system" in report(PYTHONPATH=str(tmp_path)).stderr
