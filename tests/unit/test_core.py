@@ -17,11 +17,12 @@ print(_core.COMPILED, *sorted(modules))
 """
 
 
-def report(**environment: str) -> subprocess.CompletedProcess[str]:
+def report(root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "STREET_FAST_PURE"}
     return subprocess.run(
         [sys.executable, "-c", REPORT],
-        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        cwd=root,  # first on the path of -c
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -54,10 +55,10 @@ def test_an_extension_that_is_broken_is_no_reason_to_run_pure(tmp_path: Path) ->
     package.mkdir()
     for source in (ROOT / "street_fast").glob("*.py"):
         (package / source.name).write_bytes(source.read_bytes())
-    assert report(PYTHONPATH=str(tmp_path)).stdout.split()[0] == "False"
+    assert report(tmp_path).stdout.split()[0] == "False"
     (package / "_frames.py").write_text("raise ImportError('not for this system')\n")
-    result = report(PYTHONPATH=str(tmp_path))
+    result = report(tmp_path)
     assert "there in part only, _wheel, _connection missing" in result.stderr
     (package / "_wheel.py").touch()
     (package / "_connection.py").touch()
-    assert "not for this system" in report(PYTHONPATH=str(tmp_path)).stderr
+    assert "not for this system" in report(tmp_path).stderr
