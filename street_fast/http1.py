@@ -32,6 +32,7 @@ _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 _HOST_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]")
 # What the parser of a chunked body gets for a head: with an Upgrade in it, it would not look for a body.
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_STEP = 256  # bytes of it that are parsed at once: what is behind its end must not count
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
@@ -227,18 +228,23 @@ class RequestReader:
         assert self._parser is not None
         data = bytes(self._buffer)
         self._buffer.clear()
-        chunks.fed += len(data)
-        try:
-            _judge(self._parser, data)
-        except HandshakeRefused:
-            if not chunks.complete:
-                raise
-        # Chunk sizes, extensions and trailers may cost as much as the body and a head: chunks of six bytes.
-        if len(chunks.data) > self._limits.request_body_bytes or (
-            chunks.fed - 2 * len(chunks.data) > self._limits.request_head_bytes
-        ):
-            raise self._body_too_big()
-        return chunks.complete
+        for start in range(0, len(data), _STEP):
+            step = data[start : start + _STEP]
+            try:
+                _judge(self._parser, step)
+            except HandshakeRefused:
+                if not chunks.complete:
+                    raise
+            else:
+                chunks.fed += len(step)
+            # Chunk sizes, extensions and trailers may cost as much as the body and a head: chunks of six bytes.
+            if len(chunks.data) > self._limits.request_body_bytes or (
+                chunks.fed - 2 * len(chunks.data) > self._limits.request_head_bytes
+            ):
+                raise self._body_too_big()
+            if chunks.complete:
+                return True
+        return False
 
     def _body_too_big(self) -> HandshakeRefused:
         return HandshakeRefused(413, "body", f"the body is over {self._limits.request_body_bytes} bytes")

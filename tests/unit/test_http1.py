@@ -230,6 +230,14 @@ def test_limits(wire, outcome, cut):
     assert read(cut(wire), SMALL) == [outcome]
 
 
+def test_what_is_behind_a_chunked_body_counts_for_no_limit():
+    reader = RequestReader(SMALL)
+    reader.feed(chunked(b"x") + b"y" * 5_000)
+    request = reader.next_request()
+    assert request is not None
+    assert (request.body, reader.keep_alive) == (b"x", False)
+
+
 @pytest.mark.parametrize("size", [1, 7, 1_000, 65_536])
 @pytest.mark.parametrize(
     "flood",
