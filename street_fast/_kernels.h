@@ -108,42 +108,54 @@ typedef struct {
     uint8_t need, low, high;
 } sf_utf8;
 
+static inline int sf_continues(uint8_t c) { return (c & 0xC0) == 0x80; }
+
 /* Goes on with `n` bytes. False at the first byte that cannot belong to UTF-8. */
 static inline int sf_utf8_feed(sf_utf8 *state, const uint8_t *p, size_t n) {
     const uint8_t *end = p + n;
     uint8_t need = state->need, low = state->low, high = state->high;
     uint64_t word;
     while (p < end) {
-        if (need == 0) {
-            while (end - p >= 8) {
-                memcpy(&word, p, 8);
-                if (word & SF_HIGH_BITS) break;
-                p += 8;
-            }
-            if (p == end) break;
-            uint8_t c = *p++;
-            if (c < 0x80) continue;
-            low = 0x80;
-            high = 0xBF;
-            if (c >= 0xC2 && c <= 0xDF) {
-                need = 1;
-            } else if ((c & 0xF0) == 0xE0) {
-                need = 2;
-                if (c == 0xE0) low = 0xA0;
-                if (c == 0xED) high = 0x9F;
-            } else if (c >= 0xF0 && c <= 0xF4) {
-                need = 3;
-                if (c == 0xF0) low = 0x90;
-                if (c == 0xF4) high = 0x8F;
-            } else {
-                return 0;
-            }
-        } else {
-            uint8_t c = *p++;
+        uint8_t c = *p;
+        if (need) { /* inside a character that began in an earlier piece */
             if (c < low || c > high) return 0;
             low = 0x80;
             high = 0xBF;
             need--;
+            p++;
+            continue;
+        }
+        if (c < 0x80) {
+            for (; end - p >= 8; p += 8) {
+                memcpy(&word, p, 8);
+                if (word & SF_HIGH_BITS) break;
+            }
+            while (p < end && *p < 0x80) p++;
+            continue;
+        }
+        low = 0x80;
+        high = 0xBF;
+        if (c >= 0xC2 && c <= 0xDF) {
+            need = 1;
+        } else if ((c & 0xF0) == 0xE0) {
+            need = 2;
+            if (c == 0xE0) low = 0xA0;
+            if (c == 0xED) high = 0x9F;
+        } else if (c >= 0xF0 && c <= 0xF4) {
+            need = 3;
+            if (c == 0xF0) low = 0x90;
+            if (c == 0xF4) high = 0x8F;
+        } else {
+            return 0;
+        }
+        if (end - p > need) { /* all of it is here */
+            if (p[1] < low || p[1] > high) return 0;
+            if (need > 1 && !sf_continues(p[2])) return 0;
+            if (need > 2 && !sf_continues(p[3])) return 0;
+            p += need + 1;
+            need = 0;
+        } else {
+            p++;
         }
     }
     state->need = need;
