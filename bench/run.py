@@ -24,7 +24,7 @@ import machine
 import report
 from programme import LOADS, Load
 from programs import compile_program
-from servers import MESSAGE_BYTES, SERVERS, RunningServer, running
+from servers import MESSAGE_BYTES, SERVERS, RunningServer, prepare, running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,8 @@ HERE = Path(__file__).parent
 SERVER_CORE, LOAD_CORE = 0, 1
 PATHS = {"fanout": "/fanout", "fairness": "/fanout", "echo": "/echo", "connect": "/echo"}
 NOISY = 0.05  # part of the two cores that others may take before a measurement is done again
-TRIES = 3
-PATIENCE_S = 10.0  # to wait for a calm machine before each try
+TRIES = 2
+PATIENCE_S = 2.0  # to wait for a calm machine before each try
 
 
 def load_once(load: Load, target: RunningServer, seconds: float, *, quick: bool) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def load_once(load: Load, target: RunningServer, seconds: float, *, quick: bool)
         command += ["--seconds", str(seconds)]
     busy, server, own = machine.busy_s((SERVER_CORE, LOAD_CORE)), target.cpu_s(), children_cpu_s()
     began = machine.now_s()
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=pin_to_load_core, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: prepare(LOAD_CORE), check=False)
     if done.returncode:
         raise SystemExit(f"{load.name} on {target.server.name}: {done.stderr.strip()}")
     took = machine.now_s() - began
@@ -59,17 +59,13 @@ def load_once(load: Load, target: RunningServer, seconds: float, *, quick: bool)
     return figures
 
 
-def pin_to_load_core() -> None:
-    os.sched_setaffinity(0, {LOAD_CORE})
-
-
 def children_cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def measure(load: Load, target: RunningServer, seconds: float, *, quick: bool) -> dict[str, Any]:
-    """The quietest of at most three tries; the first one with little else running is taken at once."""
+    """The quieter of two tries; only one if little else was running."""
     tries = []
     for _ in range(TRIES):
         target.wait_quiet()
@@ -123,7 +119,7 @@ def run_pytest(where: Path, **environment: str) -> dict[str, dict[str, float]]:
             check=True,
             stdout=sys.stderr,
             env=os.environ | environment,
-            preexec_fn=pin_to_load_core,
+            preexec_fn=lambda: prepare(LOAD_CORE),
         )
         found = json.loads(out.read_text())["benchmarks"]
     keys = ("median", "q1", "q3", "rounds")
@@ -142,14 +138,14 @@ def names_in(known: Sequence[str], given: str | None, what: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The bench of street_fast; see bench/README.md.")
     parser.add_argument("--quick", action="store_true", help="a look, not a result: short, and fewer idle connections")
-    parser.add_argument("--rounds", type=int, help="how often every server is measured under every load (7; quick: 3)")
-    parser.add_argument("--seconds", type=float, help="of one measurement (2; quick: 0.5)")
+    parser.add_argument("--rounds", type=int, help="how often every server is measured under every load (5; quick: 3)")
+    parser.add_argument("--seconds", type=float, help="of one measurement (1.5; quick: 0.5)")
     parser.add_argument("--only", metavar="LOAD,...", help="these loads only; writes nothing")
     parser.add_argument("--servers", metavar="NAME,...", help="these servers only; writes nothing")
     parser.add_argument("--no-micro", action="store_true", help="without bench/micro; writes nothing")
     args = parser.parse_args()
-    args.rounds = args.rounds or (3 if args.quick else 7)
-    args.seconds = args.seconds or (0.5 if args.quick else 2.0)
+    args.rounds = args.rounds or (3 if args.quick else 5)
+    args.seconds = args.seconds or (0.5 if args.quick else 1.5)
     if (os.cpu_count() or 1) < 2 or not hasattr(os, "sched_setaffinity"):
         raise SystemExit("the bench needs Linux and two cores: one for the server, one for the load")
 

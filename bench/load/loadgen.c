@@ -238,7 +238,7 @@ static void run_fairness(void) {
         double began = wall_s();
         fan_out_once(broadcast_epoll, frame, frame_len);
         if (round >= 0) alone[round] = wall_s() - began;
-        usleep(50000);
+        usleep(20000);
     }
     for (int i = 0; i < opt.echo_clients; i++) {
         Client *client = &clients[opt.connections + i];
@@ -246,7 +246,7 @@ static void run_fairness(void) {
         client_send(client, frame, frame_len);
     }
     for (int round = 0; round < opt.rounds; round++) {
-        for (double end = wall_s() + 0.2; wall_s() < end;) pump_fair(broadcast_epoll, echo_epoll, both, 1000);
+        for (double end = wall_s() + 0.1; wall_s() < end;) pump_fair(broadcast_epoll, echo_epoll, both, 1000);
         fair.worst_busy = 0;
         fair.broadcast_end = 1e300;
         double began = wall_s();
