@@ -1,7 +1,8 @@
-"""The type of data that an event handler declares, read from the annotation of its first parameter.
+"""What a handler says of itself: the type of data that it declares, and how many arguments it takes.
 
-Handlers are mostly closures, made anew for each connection, so what is found is kept by code object. That spares
-memory too: a function whose annotations are looked at keeps a dict of them.
+The type is the annotation of the first parameter. Handlers are mostly closures, made anew for each connection, so what
+is found is kept by code object. That spares memory too: a function whose annotations are looked at keeps a dict of
+them, and so `inspect.signature` is not for closures.
 """
 
 from __future__ import annotations
@@ -20,12 +21,38 @@ from street_fast.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["declared_type"]
+__all__ = ["declared_type", "takes"]
 
 logger = logging.getLogger("street_fast")
 
 
-_known: weakref.WeakKeyDictionary[types.CodeType, dict[tuple[str, int], Any]] = weakref.WeakKeyDictionary()
+_Facts = dict[tuple[str, int], Any]
+
+# By the id of a code object, for as long as it lives. Code that does the same compares equal, but compiled again it may
+# mean another type by the same name.
+_known: dict[int, tuple[weakref.ref[types.CodeType], _Facts]] = {}
+
+
+def takes(handler: Callable[..., object], arguments: int) -> bool:
+    """Whether `handler` can be called with so many arguments; also True if it does not say what it takes."""
+    function: Any = handler
+    if isinstance(handler, types.MethodType):
+        function, arguments = handler.__func__, arguments + 1
+    if isinstance(function, types.FunctionType):
+        code = function.__code__
+        most = code.co_argcount
+        least = most - len(function.__defaults__ or ())
+        keywords = code.co_kwonlyargcount - len(function.__kwdefaults__ or ())
+        return least <= arguments and not keywords and (arguments <= most or bool(code.co_flags & inspect.CO_VARARGS))
+    try:
+        signature = inspect.signature(handler, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return True  # written in C, perhaps
+    try:
+        signature.bind(*(None for _ in range(arguments)))
+    except TypeError:
+        return False
+    return True
 
 
 def declared_type(handler: Callable[..., object]) -> Any:
@@ -58,8 +85,8 @@ def declared_type(handler: Callable[..., object]) -> Any:
         if code.co_flags & inspect.CO_VARARGS:
             return None
         raise ConfigurationError(f"handler {handler.__qualname__} takes no argument; it must take the event's data")
-    known = _known.setdefault(code, {})
-    key = handler.__module__, bound  # equal code can stand in another module, too
+    known = _known_of(code)
+    key = handler.__module__, bound  # the same code can be run as another module, too
     if key in known:
         return known[key]
     annotation = _annotations(handler).get(code.co_varnames[bound])
@@ -71,6 +98,14 @@ def declared_type(handler: Callable[..., object]) -> Any:
         return annotation  # an object, which another closure of this code may not have
     known[key] = kind
     return kind
+
+
+def _known_of(code: types.CodeType) -> _Facts:
+    number, everything = id(code), _known
+    known = everything.get(number)
+    if known is None:
+        known = everything[number] = weakref.ref(code, lambda _: everything.pop(number, None)), {}
+    return known[1]
 
 
 def _annotations(function: types.FunctionType) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import pytest
 
+from street_fast import handler_types
 from street_fast.errors import ConfigurationError
-from street_fast.handler_types import declared_type
+from street_fast.handler_types import declared_type, takes
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -127,3 +129,106 @@ def test_annotations_that_are_no_strings() -> None:
     namespace: dict[str, Any] = {"Chat": Chat}
     exec(compile("def handler(data: Chat): ...", "x", "exec", dont_inherit=True), namespace)
     assert declared_type(namespace["handler"]) is Chat
+
+
+CELL = """
+from __future__ import annotations
+import msgspec
+class Say(msgspec.Struct): text: str
+def connected():
+    def say(message: Say): ...
+    return say
+"""
+
+
+def test_code_that_is_run_again_declares_its_own_types() -> None:
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    for _ in range(2):
+        exec(compile(CELL, "cell", "exec", dont_inherit=True), namespace)
+        assert declared_type(namespace["connected"]()) is namespace["Say"]
+        assert declared_type(namespace["connected"]()) is namespace["Say"]
+
+
+def test_what_is_known_of_code_goes_with_it() -> None:
+    gc.collect()
+    before = len(handler_types._known)
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    exec(compile(CELL, "cell", "exec", dont_inherit=True), namespace)
+    for _ in range(3):
+        declared_type(namespace["connected"]())
+    assert len(handler_types._known) == before + 1
+    namespace.clear()
+    gc.collect()
+    assert len(handler_types._known) == before
+
+
+class Two:
+    def method(self, one: object, two: object) -> None: ...
+
+    @classmethod
+    def class_method(cls, one: object, two: object) -> None: ...
+
+    @staticmethod
+    def static(one: object, two: object) -> None: ...
+
+    def __call__(self, one: object, two: object) -> None: ...
+
+    def __init__(self, one: object = 1, two: object = 2) -> None: ...
+
+
+async def two(one: object, two: object) -> None: ...
+
+
+def three(one: object, two: object, three: object) -> None: ...
+
+
+@functools.wraps(three)
+def gives_the_third(*arguments: object) -> None: ...
+
+
+@functools.wraps(two)
+def needs_a_third(one: object, two: object, three: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        two,
+        Two().method,
+        Two.class_method,
+        Two.static,
+        Two(),
+        Two,
+        gives_the_third,
+        functools.partial(three, 1),
+        functools.partial(three, three=3),
+        lambda one, two=2: None,
+        lambda one, two, three=3: None,
+        lambda one, two, *, three=3: None,
+        lambda *arguments: None,
+        lambda *arguments, **options: None,
+        dict.fromkeys,
+        max,
+    ],
+)
+def test_handlers_that_take_two(handler: Any) -> None:
+    assert takes(handler, 2)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        three,
+        needs_a_third,
+        Two.method,
+        functools.partial(two, 1),
+        functools.partial(three),
+        lambda: None,
+        lambda one: None,
+        lambda one=1: None,
+        lambda one, two, *, three: None,
+        lambda one, **options: None,
+    ],
+)
+def test_handlers_that_do_not(handler: Any) -> None:
+    assert not takes(handler, 2)
