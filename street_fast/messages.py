@@ -162,7 +162,8 @@ def encode(value: object) -> bytes:
 class Message:
     """One message to clients, for any number of them. Treat it as frozen, and its data too.
 
-    `ts` is milliseconds since the epoch; `data` is UNSET when the message has none.
+    `ts` is milliseconds since the epoch; `data` is UNSET when the message has none. Raises TypeError for a `type` that
+    is no str.
     """
 
     __slots__ = ("_frame", "_json", "channel", "data", "id", "ts", "type")
@@ -175,6 +176,8 @@ class Message:
         ts: int | None = None,
         id: int | str | None = None,  # noqa: A002
     ) -> None:
+        if not isinstance(type, str):
+            raise TypeError(f"type={type!r}: must be a str, the name of the event")
         self.type = type
         self.channel = channel
         self.data = data
@@ -185,7 +188,7 @@ class Message:
 
     @property
     def json(self) -> bytes:
-        """The JSON, built at the first call. Raises TypeError if `data` cannot be written."""
+        """The JSON, built at the first call. Raises TypeError, with event and channel, if `data` cannot be written."""
         json = self._json
         if json is None:
             envelope: dict[str, object] = {"type": self.type}
@@ -197,7 +200,11 @@ class Message:
                 envelope["ts"] = self.ts
             if self.id is not None:
                 envelope["id"] = self.id
-            json = self._json = encode(envelope)
+            try:
+                json = self._json = encode(envelope)
+            except TypeError as error:
+                channel = "" if self.channel is None else f" of channel {self.channel!r}"
+                raise TypeError(f"event {self.type!r}{channel} cannot be written as JSON: {error}") from error
         return json
 
     @property

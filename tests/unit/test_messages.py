@@ -241,6 +241,24 @@ def test_message_json() -> None:
     assert message.json == '{"type":"chat","channel":"room","data":{"text":"ä"},"ts":5,"id":1}'.encode()
 
 
+@pytest.mark.parametrize("kind", [5, None, b"chat", {"text": "x"}])
+def test_a_message_has_a_name(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"type=.*: must be a str, the name of the event"):
+        Message(kind)
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [(object(), "not JSON serializable: object"), (2**70, "64-bit range"), ({1: 2}, "key must be str")],
+)
+@pytest.mark.parametrize("channel", [None, "room"])
+def test_what_json_cannot_hold_is_said_with_the_event(data: Any, wrong: str, channel: str | None) -> None:
+    where = "event 'chat'" if channel is None else "event 'chat' of channel 'room'"
+    for _ in range(2):
+        with pytest.raises(TypeError, match=rf"{where} cannot be written as JSON: .*{wrong}"):
+            Message("chat", channel, data).frame  # noqa: B018
+
+
 def test_message_leaves_out_what_it_has_not() -> None:
     assert Message("ping").json == b'{"type":"ping"}'
     assert Message("x", data=None).json == b'{"type":"x","data":null}'
