@@ -238,7 +238,12 @@ def check_allowed_origins(entries: Sequence[str]) -> _AllowedOrigins:
     """
     if isinstance(entries, str):
         raise ConfigurationError(f"allowed_origins={entries!r}: must be a list of origins, such as [{entries!r}]")
-    return _compile_origins(tuple(entries))
+    try:
+        return _compile_origins(tuple(entries))
+    except TypeError:  # no list, or with an entry that is one
+        raise ConfigurationError(
+            f"allowed_origins={entries!r}: must be a list of origins, such as ['https://app.example.com']"
+        ) from None
 
 
 @functools.lru_cache(maxsize=64)

@@ -334,3 +334,9 @@ def test_an_entry_that_is_no_origin_is_told_at_once(entry):
 def test_one_string_is_no_list():
     with pytest.raises(ConfigurationError, match=r"must be a list of origins, such as \['https://a'\]"):
         check_allowed_origins("https://a")
+
+
+@pytest.mark.parametrize("entries", [5, [["a"]], [{"a": 1}]])
+def test_allowed_origins_that_are_no_list_of_strings(entries):
+    with pytest.raises(ConfigurationError, match=r"allowed_origins=.*: must be a list of origins"):
+        check_allowed_origins(entries)
