@@ -11,7 +11,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 import street_fast
-from street_fast.errors import ListenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +45,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     from street_fast import demo
 
-    try:
-        demo.run(options.host, options.port)
-    except ListenError as error:
-        raise SystemExit(f"street-fast: {error}") from None
+    demo.run(options.host, options.port)

@@ -33,7 +33,14 @@ def run_until_stopped(start: Callable[[], Awaitable[Server]]) -> None:
     """Awaits `start()` in a new event loop and runs the server that it returns until a signal or its own end.
 
     An address that cannot be listened on is one line on stderr and exit status 1 (SystemExit), not a traceback.
+    Raises RuntimeError if an event loop is running already.
     """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError("run() makes an event loop of its own, but one is running here: use `await serve(...)`")
     try:
         import uvloop
     except ImportError:  # there is none for Windows

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
+
+from street_fast.runner import Server, run_until_stopped
 
 PROGRAM = """
 import asyncio, sys
@@ -86,3 +90,14 @@ def test_other_errors_are_not_hidden() -> None:
         _, err = process.communicate(timeout=20)
     assert "RuntimeError: boom" in err
     assert process.returncode == 1
+
+
+async def test_a_loop_that_runs_already_is_one_clear_error() -> None:
+    async def start() -> Server:
+        raise AssertionError("it was started")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "was never awaited"
+        with pytest.raises(RuntimeError, match=r"one is running here: use `await serve"):
+            run_until_stopped(start)
+        gc.collect()
