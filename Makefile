@@ -15,10 +15,10 @@ export PYTHON STREET_FAST_REQUIRE_EXTENSIONS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test pure lint bench wheel clean
+.PHONY: help chat test pure lint fuzz sanitize bench wheel clean
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 17
 
 chat: $(VENV)/built ## run the demo chat at http://127.0.0.1:3000
 	@$(BIN)/street-fast demo
@@ -35,6 +35,12 @@ lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
 	@$(BIN)/mypy --no-error-summary --strict street_fast
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/check_stubs.sh
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint street_fast
+
+fuzz: $(VENV)/dev $(VENV)/built ## a minute of random input to the parsers, judged by others; ARGS='--seconds 600 --seed 7'
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+sanitize: $(VENV)/dev ## the tests of the C code over a build with AddressSanitizer and UBSan (in build/sanitize)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/sanitize.sh $(ARGS)
 
 bench: $(VENV)/bench $(VENV)/built ## measure beside other libraries (bench/README.md); make bench ARGS=--quick for a look
 	@$(BIN)/python bench/run.py $(ARGS)
