@@ -50,6 +50,14 @@ class HubMachine(RuleBasedStateMachine):
             clock_ms=self.clock.ms,
             limits=Limits(channels_per_connection=LIMIT),
         )
+        self.expired = []
+        expire = self.hub._on_typing_expired
+
+        def expire_and_note(key):
+            self.expired.append(key)
+            expire(key)
+
+        self.hub._on_typing_expired = expire_and_note
         self.conns = []
         self.joined = {channel: [] for channel in CHANNELS}
         self.typing = {}
@@ -181,19 +189,23 @@ class HubMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 3.0, 4.9, 5.05, 60.0]))
     def time_passes(self, seconds):
         self.clock.advance(seconds)
-        for key in self.ended():
+        deadlines = self.ended()
+        self.expired.clear()
+        self.wheel.advance()
+        # In the order of their deadlines; among equal ones any order is good.
+        assert sorted(self.expired) == sorted(deadlines)
+        assert [deadlines[key] for key in self.expired] == sorted(deadlines.values())
+        for key in self.expired:
             self.typing.pop(key)
             self.expect("typing", key[0], {"memberId": key[1], "typing": False})
-        self.wheel.advance()
 
     def ended(self):
-        """Whose typing ends now: the wheel fires at the first tick that is not before the deadline."""
+        """Whose typing ends now, and its deadline; the wheel fires at the first tick that is not before it."""
         tick = int(self.clock() / RESOLUTION_S) if self.clock() / RESOLUTION_S >= 0 else 0
         deadlines = {key: self.hub._typing_timers[key].deadline for key in self.typing}
         for key, deadline in deadlines.items():
             assert self.typing[key] + TTL_S <= deadline <= self.typing[key] + TTL_S + RESOLUTION_S * 1.001
-        due = [key for key, deadline in deadlines.items() if round(deadline / RESOLUTION_S) <= tick]
-        return sorted(due, key=lambda key: deadlines[key])
+        return {key: deadline for key, deadline in deadlines.items() if round(deadline / RESOLUTION_S) <= tick}
 
     @rule(data=st.data(), channel=channels, action=st.sampled_from(["raise", "publish", "leave", "close", "join"]))
     def a_recipient_misbehaves(self, data, channel, action):
