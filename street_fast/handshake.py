@@ -17,6 +17,7 @@ import functools
 import hashlib
 import re
 from binascii import b2a_base64
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from street_fast.errors import ConfigurationError, HandshakeRefused
@@ -239,11 +240,13 @@ def check_allowed_origins(entries: Sequence[str]) -> _AllowedOrigins:
     if isinstance(entries, str):
         raise ConfigurationError(f"allowed_origins={entries!r}: must be a list of origins, such as [{entries!r}]")
     try:
-        return _compile_origins(tuple(entries))
-    except TypeError:  # no list, or with an entry that is one
-        raise ConfigurationError(
-            f"allowed_origins={entries!r}: must be a list of origins, such as ['https://app.example.com']"
-        ) from None
+        if isinstance(entries, Collection):
+            return _compile_origins(tuple(entries))
+    except TypeError:  # an entry is a list itself
+        pass
+    raise ConfigurationError(
+        f"allowed_origins={entries!r}: must be a list of origins, such as ['https://app.example.com']"
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -336,7 +336,7 @@ def test_one_string_is_no_list():
         check_allowed_origins("https://a")
 
 
-@pytest.mark.parametrize("entries", [5, [["a"]], [{"a": 1}]])
+@pytest.mark.parametrize("entries", [5, [["a"]], [{"a": 1}], iter(["https://a"])])
 def test_allowed_origins_that_are_no_list_of_strings(entries):
     with pytest.raises(ConfigurationError, match=r"allowed_origins=.*: must be a list of origins"):
         check_allowed_origins(entries)
