@@ -15,7 +15,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
+import ssl as ssl_module
 import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -24,15 +26,14 @@ from street_fast._core import LoopContext
 from street_fast.errors import ConfigurationError, ListenError
 from street_fast.handshake import is_websocket_request
 from street_fast.http_connection import Handler, HttpConnection, UpgradeHandler
-from street_fast.limits import DEFAULT_LIMITS, Limits
-from street_fast.listening import bind_unix, listen_error, remove_unix
+from street_fast.limits import Limits, checked_limits
+from street_fast.listening import bind_unix, host_and_port, listen_error, remove_unix
 from street_fast.request import Request, Response
 
 if TYPE_CHECKING:
-    import ssl as ssl_module
     from collections.abc import Awaitable, Callable
 
-__all__ = ["HttpServer"]
+__all__ = ["HttpServer", "check_path"]
 
 logger = logging.getLogger("street_fast")
 
@@ -46,11 +47,11 @@ class HttpServer:
 
     A handler gets the `Request` and returns a `Response`, or a str (plain text), bytes, dict or list (JSON); it may
     be a coroutine function. One that raises is logged and answered with 500. Unknown paths get 404, other methods 405;
-    HEAD is answered by the handler of GET.
+    HEAD is answered by the handler of GET. Raises ConfigurationError for `limits` that are none.
     """
 
-    def __init__(self, *, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.limits = limits
+    def __init__(self, *, limits: Limits | None = None) -> None:
+        self.limits = checked_limits(limits)
         self.accepting = False  # whether it listens; answers say ``Connection: close`` when it does not
         self._routes: dict[str, dict[str, Handler]] = {}
         self._upgrades: dict[str, UpgradeHandler] = {}
@@ -98,9 +99,12 @@ class HttpServer:
     def _route(
         self, method: str, path: str, handler: AnyHandler | None
     ) -> AnyHandler | Callable[[AnyHandler], AnyHandler]:
-        if handler is None:
-            return lambda decorated: self._add_route(method, path, decorated)
-        return self._add_route(method, path, handler)
+        if handler is not None:
+            return self._add_route(method, path, handler)
+        if callable(path):
+            raise ConfigurationError(f"@http.{method.lower()} needs a path: @http.{method.lower()}('/path')")
+        check_path(path)
+        return lambda decorated: self._add_route(method, path, decorated)
 
     def _add_route(self, method: str, path: str, handler: AnyHandler) -> AnyHandler:
         _check_route(path, handler)
@@ -126,12 +130,13 @@ class HttpServer:
 
         `host` None means every interface. May be called more than once. The file of a Unix socket on which nobody
         listens any more is replaced, and goes away with the server. Raises ListenError with one sentence if the
-        address cannot be had, ConfigurationError for a port that is none.
+        address cannot be had, ConfigurationError for an address or an `ssl` that is none.
         """
         if self._closing:
             raise ListenError("this HttpServer was closed; make a new one")
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65_535:
-            raise ConfigurationError(f"listen(port={port!r}): must be a whole number from 0 to 65535")
+        path = _check_address(host, port, uds)
+        if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
+            raise ConfigurationError(f"listen(ssl={ssl!r}): must be an ssl.SSLContext with the certificate, or None")
         loop = asyncio.get_running_loop()
         context = LoopContext.of(loop)
         options: dict[str, Any] = {"backlog": backlog}
@@ -143,7 +148,6 @@ class HttpServer:
         def accept() -> HttpConnection:
             return HttpConnection(self, context)
 
-        path = None if uds is None else os.fspath(uds)
         self.accepting = True  # asyncio may accept before create_server() has returned
         try:
             if path is not None:
@@ -164,6 +168,12 @@ class HttpServer:
     def sockets(self) -> list[Any]:
         """The listening sockets."""
         return [sock for listener in self._listeners for sock in getattr(listener, "sockets", ())]
+
+    @property
+    def addresses(self) -> str:
+        """Where it listens, for people."""
+        names = (sock.getsockname() for sock in self.sockets)
+        return ", ".join(host_and_port(*name[:2]) if isinstance(name, tuple) else repr(name) for name in names)
 
     @property
     def port(self) -> int:
@@ -269,10 +279,36 @@ class HttpServer:
             self._last_gone.set()
 
 
-def _check_route(path: str, handler: object) -> None:
+_NOT_IN_PATHS = re.compile(r"[?#{}*%\x00-\x1f\x7f]")
+
+
+def check_path(path: object) -> None:
+    """Raises ConfigurationError for what no request is meant to match: a query, a pattern, percent-encoding."""
     if not isinstance(path, str) or not path.startswith("/"):
         raise ConfigurationError(f"path={path!r}: must be a string that starts with '/'")
-    if "?" in path or "#" in path:
-        raise ConfigurationError(f"path={path!r}: must be without query and fragment")
+    found = _NOT_IN_PATHS.search(path)
+    if found is not None:
+        raise ConfigurationError(
+            f"path={path!r}: must be without {found[0]!r}; paths are literal, as they are when percent-decoded, and "
+            f"without the query"
+        )
+
+
+def _check_address(host: object, port: object, uds: object) -> str | None:
+    """The path of the Unix socket, if there is one."""
+    if host is not None and not isinstance(host, str):
+        raise ConfigurationError(f"listen(host={host!r}): must be a name or an address, or None for every interface")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65_535:
+        raise ConfigurationError(f"listen(port={port!r}): must be a whole number from 0 to 65535")
+    if uds is None:
+        return None
+    path = os.fspath(uds) if isinstance(uds, os.PathLike) else uds
+    if not isinstance(path, str):
+        raise ConfigurationError(f"listen(uds={uds!r}): must be the path of a Unix socket, or None")
+    return path
+
+
+def _check_route(path: str, handler: object) -> None:
+    check_path(path)
     if not callable(handler):
         raise ConfigurationError(f"the handler of {path!r} is {handler!r}: must be callable")

@@ -14,7 +14,7 @@ import stat
 
 from street_fast.errors import ListenError
 
-__all__ = ["bind_unix", "listen_error", "remove_unix"]
+__all__ = ["bind_unix", "host_and_port", "listen_error", "remove_unix"]
 
 
 def bind_unix(path: str) -> socket.socket:
@@ -56,7 +56,7 @@ def _remove_stale(path: str) -> None:
 
 def listen_error(error: Exception, host: str | None, port: int, path: str | None) -> ListenError:
     """What to tell the user about an `error` of bind or listen."""
-    address = path.replace("\0", "@") if path is not None else _join(host, port)
+    address = path.replace("\0", "@") if path is not None else host_and_port(host, port)
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, socket.gaierror):
         return ListenError(f"{address}: the host name {host!r} is not known")
@@ -75,7 +75,8 @@ def listen_error(error: Exception, host: str | None, port: int, path: str | None
     return ListenError(f"cannot listen on {address}: {reason}")
 
 
-def _join(host: str | None, port: int) -> str:
+def host_and_port(host: str | None, port: int) -> str:
+    """As in a URL, with the brackets of IPv6; for no host, ``port 3000``."""
     if host is None:
         return f"port {port}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -27,6 +27,7 @@ from street_fast.errors import CloseCode
 from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import Limits
+from street_fast.listening import host_and_port
 from street_fast.request import Request, Response
 from street_fast.runner import run_until_stopped
 from street_fast.server import StreetWebSocketServer
@@ -183,8 +184,7 @@ def run(host: str = "127.0.0.1", port: int = 3000) -> None:
     async def start() -> HttpServer:
         http = build()
         await http.listen(host, port)
-        name = f"[{host}]" if ":" in host else host
-        print(f"street_fast demo: http://{name}:{http.port} (Ctrl-C stops)", flush=True)  # noqa: T201
+        print(f"street_fast demo: http://{host_and_port(host, http.port)} (Ctrl-C stops)", flush=True)  # noqa: T201
         return http
 
     run_until_stopped(start)

@@ -13,7 +13,7 @@ import pytest
 from street_fast.errors import ConfigurationError, ListenError
 from street_fast.handshake import Upgrade, accept
 from street_fast.http_server import HttpServer
-from street_fast.limits import Limits
+from street_fast.limits import DEFAULT_LIMITS, Limits
 from street_fast.request import Request, Response
 from tests.http_harness import (
     Bench,
@@ -35,12 +35,29 @@ CLOSE = "Connection: close"
 # --- options ---
 
 
-@pytest.mark.parametrize("path", ["", "a", "*", "/a?b", "/a#b", None, 5])
+@pytest.mark.parametrize(
+    "path",
+    ["", "a", "*", "/a?b", "/a#b", "/a/{id}", "/a}", "/a/*", "/a%20b", "/a\nb", "/a\x7f", None, 5],
+)
 def test_a_path_that_is_none(path):
     server = HttpServer()
     for add in (server.get, server.post, server.upgrade):
         with pytest.raises(ConfigurationError, match="path="):
             add(path, text("x"))
+    for decorator in (server.get, server.post):
+        with pytest.raises(ConfigurationError, match="path="):
+            decorator(path)
+
+
+def test_a_decorator_without_parentheses():
+    with pytest.raises(ConfigurationError, match=r"@http\.post\('/path'\)"):
+        HttpServer().post(text("x"))
+
+
+def test_limits_that_are_none():
+    with pytest.raises(ConfigurationError, match=r"limits=\{\}"):
+        HttpServer(limits={})
+    assert HttpServer(limits=None).limits is DEFAULT_LIMITS
 
 
 def test_a_handler_that_is_none():
@@ -75,6 +92,27 @@ async def test_a_port_that_is_none(port):
     server = HttpServer()
     with pytest.raises(ConfigurationError, match=r"listen\(port="):
         await server.listen(port=port)
+    await server.close()
+
+
+@pytest.mark.parametrize(
+    "option", [{"host": 5}, {"host": ["::"]}, {"ssl": True}, {"ssl": "cert.pem"}, {"uds": 5}, {"uds": b"/x"}]
+)
+async def test_addresses_that_are_none(option):
+    server = HttpServer()
+    [name] = option
+    with pytest.raises(ConfigurationError, match=rf"listen\({name}=.*must be"):
+        await server.listen(**{"port": 0, **option})
+    assert not server.sockets
+    await server.close()
+
+
+async def test_addresses_are_for_people(tmp_path):
+    server = HttpServer()
+    assert server.addresses == ""
+    await server.listen(port=0)
+    await server.listen(uds=tmp_path / "s")
+    assert server.addresses == f"127.0.0.1:{server.port}, {str(tmp_path / 's')!r}"
     await server.close()
 
 
