@@ -25,7 +25,7 @@ import msgspec
 
 from street_fast._core import LoopContext, fan_out
 from street_fast.errors import ConfigurationError, LimitExceeded
-from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.limits import Limits, checked_limits
 from street_fast.messages import UNSET, Message, decode_data, encode
 from street_fast.presence import Difference, Presence
 
@@ -91,17 +91,17 @@ class ChannelHub:
         self,
         *,
         typing_ttl_ms: float = 5_000,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: Limits | None = None,
         wheel: TimerWheel | None = None,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
         if isinstance(typing_ttl_ms, bool) or not isinstance(typing_ttl_ms, int | float) or not 0 < typing_ttl_ms < 1e9:
             raise ConfigurationError(
-                f"typing_ttl_ms={typing_ttl_ms!r}: must be a number of milliseconds above 0; without an end, whoever "
-                f"closes the laptop while typing types for ever"
+                f"typing_ttl_ms={typing_ttl_ms!r}: must be a number of milliseconds above 0 and below 1e9; without an "
+                f"end, whoever closes the laptop while typing types for ever"
             )
         self._typing_ttl_s = typing_ttl_ms / 1_000
-        self._limits = limits
+        self._limits = checked_limits(limits)
         self._wheel = wheel
         self._clock_ms = clock_ms if clock_ms is not None else _time_of_day_ms
         self._presence = Presence()

@@ -303,6 +303,19 @@ class TestPublish:
         assert conn.messages[0]["ts"] > 1_700_000_000_000
 
 
+def test_limits_that_are_none():
+    with pytest.raises(ConfigurationError, match="limits=5"):
+        ChannelHub(limits=5)
+    assert ChannelHub(limits=None).join("room", "ann", FakeConnection())
+
+
+def test_an_event_without_a_name(hub, room):
+    with pytest.raises(TypeError, match=r"type=\{'text': 'x'\}: must be a str"):
+        hub.publish("room", {"text": "x"})
+    with pytest.raises(TypeError, match="event 'chat' of channel 'room' cannot be written as JSON"):
+        hub.publish("room", "chat", object())
+
+
 class TestBadRecipients:
     """E6: whatever one recipient does, everyone else gets each message once, in order."""
 
