@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
 from street_fast.errors import CloseCode, ConfigurationError, LimitExceeded
-from street_fast.handler_types import declared_type
+from street_fast.handler_types import declared_type, takes
 from street_fast.messages import (
     UNSET,
     Envelope,
@@ -192,6 +192,11 @@ class StreetSocket:
         return self._ws.closed
 
     @property
+    def subprotocol(self) -> str | None:
+        """What was agreed on in the handshake; None if the client offered nothing that the server speaks."""
+        return self._ws.subprotocol
+
+    @property
     def state(self) -> dict[str, Any]:
         """A dict for the application, made when it is first asked for."""
         if self._state is None:
@@ -255,13 +260,21 @@ class StreetSocket:
             ``"close"``: ``handler(code, reason)``, once, when the connection has ended; 1006 if it was lost.
 
         Raises:
-            ConfigurationError: msgspec cannot decode to the type, or the handler takes no argument.
+            ConfigurationError: msgspec cannot decode to the type, or the handler does not take these arguments.
             LimitExceeded: the event has ``Limits.listeners_per_event`` handlers already.
         """
+        if not isinstance(event, str):
+            hint = "; a decorator has it in parentheses: @socket.on('event')" if callable(event) else ""
+            raise ConfigurationError(f"on({event!r}): must be a str, the name of the event{hint}")
         if handler is None:
             return functools.partial(self.on, event, type=type)
         if not callable(handler):
             raise ConfigurationError(f"on({event!r}, {handler!r}): the handler must be callable")
+        if not takes(handler, 2 if event == "close" else 1):
+            what = {"close": "two arguments, code and reason", "*": "one argument, an Event"}
+            raise ConfigurationError(
+                f"on({event!r}, {handler!r}): the handler must take {what.get(event, 'one argument, the data')}"
+            )
         kind = type
         if event == "close":
             kind = None
@@ -320,7 +333,7 @@ class StreetSocket:
         except BaseException as error:
             self._connection_failed(error)
             return
-        if asyncio.iscoroutine(result):
+        if result is not None and asyncio.iscoroutine(result):
             traffic = self._traffic
             if traffic is None:
                 traffic = self._traffic = _Traffic()
@@ -438,7 +451,9 @@ class StreetSocket:
         except BaseException as error:
             self._handler_failed(envelope.type, error)
             return None
-        return self._await(envelope.type, result) if asyncio.iscoroutine(result) else None
+        if result is None or not asyncio.iscoroutine(result):  # the first costs less, and is nearly always the answer
+            return None
+        return self._await(envelope.type, result)
 
     async def _await(self, event: str, coroutine: Coroutine[Any, Any, object]) -> None:
         try:
@@ -527,7 +542,7 @@ class StreetSocket:
         except BaseException as error:
             self._handler_failed("close", error)
             return
-        if asyncio.iscoroutine(result):
+        if result is not None and asyncio.iscoroutine(result):
             self._context.spawn(self._await("close", result))
 
 

@@ -288,7 +288,13 @@ async def test_listener_limit() -> None:
 
 @pytest.mark.parametrize(
     ("handler", "kind", "what"),
-    [(None, None, None), (3, None, "callable"), (lambda: None, None, "no argument"), (print, object, "object")],
+    [
+        (None, None, None),
+        (3, None, "callable"),
+        (lambda: None, None, "must take one argument, the data"),
+        (lambda one, two: None, None, "must take one argument, the data"),
+        (print, object, "object"),
+    ],
 )
 async def test_handlers_that_cannot_work(handler: Any, kind: Any, what: str | None) -> None:
     client = Client()
@@ -297,6 +303,39 @@ async def test_handlers_that_cannot_work(handler: Any, kind: Any, what: str | No
         return
     with pytest.raises(ConfigurationError, match=what):
         client.socket.on("x", handler, type=kind)
+
+
+async def test_handlers_of_its_own_events_that_cannot_work() -> None:
+    socket = Client().socket
+    for handler in (lambda: None, lambda code: None, lambda code, reason, more: None):
+        with pytest.raises(ConfigurationError, match="must take two arguments, code and reason"):
+            socket.on("close", handler)
+    for handler in (lambda: None, lambda kind, data: None):
+        with pytest.raises(ConfigurationError, match="must take one argument, an Event"):
+            socket.on("*", handler)
+    socket.on("close", print)
+    socket.on("close", lambda *end: None)
+    socket.on("*", lambda event, more=None: None)
+
+
+async def test_a_decorator_without_an_event() -> None:
+    socket = Client().socket
+    with pytest.raises(ConfigurationError, match=r"must be a str, .* @socket\.on\('event'\)"):
+
+        @socket.on  # type: ignore[arg-type]
+        def chat(data: object) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"on\(5\): must be a str, the name of the event$"):
+        socket.on(5, print)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="type=5"):
+        socket.emit(5)  # type: ignore[arg-type]
+
+
+async def test_the_subprotocol() -> None:
+    assert Client().socket.subprotocol is None
+    client = Client()
+    ws = WebSocket(client.context.loop_context, socket_limits(client.limits), subprotocol="chat.v2")
+    assert StreetSocket(ws, Request("GET", "/"), client.context).subprotocol == "chat.v2"
 
 
 # --- handlers that fail -----------------------------------------------------------------------------------------
