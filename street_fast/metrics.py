@@ -28,7 +28,7 @@ class Counters:
         self.handshakes_refused = 0
         """Upgrades answered with 400, 401, 403, 405 or 426."""
         self.handshakes_turned_away = 0
-        """Upgrades over capacity or during shutdown, answered with 503 or closed with 1013."""
+        """Upgrades over capacity or during shutdown, answered with 503 or closed with 1012 or 1013."""
         self.events_received = 0
         """Messages to StreetSockets, whatever became of them."""
         self.events_malformed = 0

@@ -23,15 +23,17 @@ import inspect
 import logging
 import math
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
 
 from street_fast._core import LoopContext, WebSocket, broadcast
 from street_fast.auth import Member
 from street_fast.errors import CloseCode, ConfigurationError, ConnectionClosed, HandshakeRefused
+from street_fast.handler_types import takes
 from street_fast.handshake import Acceptance, Upgrade, accept, check_allowed_origins, refusal
-from street_fast.http_server import HttpServer
-from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.http_server import HttpServer, check_path
+from street_fast.limits import MOST_SECONDS, Limits, checked_limits
+from street_fast.listening import host_and_port
 from street_fast.messages import UNSET, Message
 from street_fast.metrics import Counters
 from street_fast.request import TOKEN_CHARS, Request, Response
@@ -106,9 +108,9 @@ class StreetWebSocketServer:
         limits: Limits | None = None,
         subprotocols: Sequence[str] = (),
     ) -> None:
-        _check_options(path, heartbeat_interval_ms, max_connections, authenticate, allowed_origins, limits)
-        if limits is None:
-            limits = DEFAULT_LIMITS
+        check_path(path)
+        _check_options(heartbeat_interval_ms, max_connections, authenticate)
+        limits = checked_limits(limits)
         if heartbeat_interval_ms is not None:
             limits = dataclasses.replace(limits, ping_interval_s=heartbeat_interval_ms / 1_000)
         self.path = path
@@ -117,7 +119,7 @@ class StreetWebSocketServer:
         self.counters = Counters()
         self._socket_limits = socket_limits(limits)
         self._authenticate = authenticate
-        self._allowed_origins = None if allowed_origins is None else tuple(allowed_origins)
+        self._allowed_origins = _checked_origins(allowed_origins)
         self._subprotocols = _checked_subprotocols("subprotocols", subprotocols)
         self._applications: dict[str | None, _Application] = {}
         self._offered: tuple[str, ...] = ()
@@ -131,7 +133,7 @@ class StreetWebSocketServer:
         self._warned = False
         self._draining: asyncio.Task[None] | None = None
         self._all_gone: asyncio.Event | None = None
-        self._closed: asyncio.Event | None = None
+        self._closed = asyncio.Event()
 
     # --- what it is ---
 
@@ -162,11 +164,10 @@ class StreetWebSocketServer:
 
         `http` is an HttpServer, a `uvicorn.Config` or an `aiohttp.web.Application`; it is not started here, and when
         it shuts down this server is drained. ``handler(socket, request)``, plain or a coroutine function, is
-        called for each connection. Raises ConfigurationError for any other `http`, or a second handler.
+        called for each connection. Raises ConfigurationError for any other `http`, for a second handler, and for a
+        second server on the path; then nothing is attached.
         """
-        for subprotocol in (None, *self._subprotocols):
-            self._add_application(subprotocol, _Application(handler, bare=False))
-        self._add_front(http)
+        self._attach(http, (None, *self._subprotocols), _Application(handler, bare=False))
 
     def attach_protocol(self, http: Front, subprotocol: str | None, handler: BareHandler) -> None:
         """Serves bare WebSockets to the clients that ask for `subprotocol`, or to any client if it is None.
@@ -176,37 +177,45 @@ class StreetWebSocketServer:
         """
         if subprotocol is not None:
             _checked_subprotocols("subprotocol", [subprotocol])
-        self._add_application(subprotocol, _Application(handler, bare=True))
-        self._add_front(http)
+        self._attach(http, (subprotocol,), _Application(handler, bare=True))
 
-    def _add_application(self, subprotocol: str | None, application: _Application) -> None:
-        if not callable(application.handler):
-            raise ConfigurationError(f"handler={application.handler!r}: must be a function")
-        if self._applications.setdefault(subprotocol, application) != application:
-            kind = "clients without a subprotocol" if subprotocol is None else f"subprotocol {subprotocol!r}"
-            raise ConfigurationError(
-                f"handler={application.handler!r}: {kind} of {self!r} have another handler already"
-            )
-        self._offered = tuple(name for name in self._applications if name is not None)
+    def _attach(self, http: Front, subprotocols: Iterable[str | None], application: _Application) -> None:
+        handler = application.handler
+        if not callable(handler):
+            raise ConfigurationError(f"handler={handler!r}: must be a function")
+        if not takes(handler, 2):
+            first = "ws" if application.bare else "socket"
+            raise ConfigurationError(f"handler={handler!r}: must take two arguments, {first} and request")
+        applications = self._applications.copy()
+        for subprotocol in subprotocols:
+            if applications.setdefault(subprotocol, application) != application:
+                kind = "clients without a subprotocol" if subprotocol is None else f"subprotocol {subprotocol!r}"
+                raise ConfigurationError(f"handler={handler!r}: {kind} of {self!r} have another handler already")
+        if not any(front is http for front in self._fronts):
+            self._add_front(http)
+        self._serve_applications(applications)
+
+    def _serve_applications(self, applications: dict[str | None, _Application]) -> None:
+        self._applications = applications
+        self._offered = tuple(name for name in applications if name is not None)
 
     def _add_front(self, http: Front) -> None:
-        if any(front is http for front in self._fronts):
-            return
-        origins = {base.__module__.partition(".")[0] for base in type(http).__mro__}
+        kinds = {(base.__module__.partition(".")[0], base.__name__) for base in type(http).__mro__}
         if isinstance(http, HttpServer):
             http.upgrade(self.path, self.handle_upgrade)
             http.on_shutdown(self.drain)
-        elif "uvicorn" in origins:
+        elif ("uvicorn", "Config") in kinds:
             from street_fast.integrations import uvicorn as uvicorn_front
 
             uvicorn_front.attach(self, cast("uvicorn.Config", http))
-        elif "aiohttp" in origins:
+        elif ("aiohttp", "Application") in kinds:
             from street_fast.integrations import aiohttp as aiohttp_front
 
             aiohttp_front.attach(self, cast("aiohttp.web.Application", http))
         else:
             raise ConfigurationError(
-                f"attach({http!r}): must be a street_fast.HttpServer, a uvicorn.Config or an aiohttp.web.Application"
+                f"attach({http!r}): must be a street_fast.HttpServer, a uvicorn.Config (for FastAPI, Starlette and "
+                f"other ASGI applications: the one that uvicorn.Server gets) or an aiohttp.web.Application"
             )
         self._fronts.append(http)
 
@@ -223,14 +232,24 @@ class StreetWebSocketServer:
         """Listens, with an HTTP server of its own, and returns as soon as clients can connect, as asyncio does.
 
         Then `wait_closed`, or anything else; `close` ends it. Port 0 takes a free one, see `port`. Raises ListenError,
-        and RuntimeError on a server that is closed.
+        after which it can be tried again, and RuntimeError on a server that listens already or is closed.
         """
         if self._draining is not None:
             raise RuntimeError("serve(): this server is closed; make a new one")
+        if self._http is not None:
+            where = self._http.addresses
+            raise RuntimeError(f"serve(): this server is already listening{where and ' on ' + where}")
         http = HttpServer(limits=self.limits)
+        before = self._applications
         self.attach(http, handler)
-        await http.listen(host, port, uds=uds, ssl=ssl, reuse_port=reuse_port)
         self._http = http
+        try:
+            await http.listen(host, port, uds=uds, ssl=ssl, reuse_port=reuse_port)
+        except BaseException:
+            self._http = None
+            self._fronts.remove(http)
+            self._serve_applications(before)
+            raise
 
     def run(self, handler: Handler, host: str = "127.0.0.1", port: int = 3000) -> None:
         """Serves until SIGINT or SIGTERM, then closes cleanly. Prints one line with the address.
@@ -241,8 +260,8 @@ class StreetWebSocketServer:
 
         async def start() -> StreetWebSocketServer:
             await self.serve(handler, host, port)
-            name = f"[{host}]" if ":" in host else host
-            print(f"street_fast: ws://{name}:{self.port}{self.path} (Ctrl-C stops)", flush=True)  # noqa: T201
+            address = host_and_port(host, self.port)
+            print(f"street_fast: ws://{address}{self.path} (Ctrl-C stops)", flush=True)  # noqa: T201
             return self
 
         run_until_stopped(start)
@@ -264,6 +283,8 @@ class StreetWebSocketServer:
         try:
             acceptance = accept(request, subprotocols=self._offered, allowed_origins=self._allowed_origins)
             application = self._applications.get(acceptance.subprotocol)
+            if not self._applications:
+                raise HandshakeRefused(503, "no_handler", "no handler is attached to this WebSocket server")
             if application is None:
                 known = ", ".join(self._offered)
                 raise HandshakeRefused(400, "subprotocol", f"a Sec-WebSocket-Protocol is needed here, one of: {known}")
@@ -311,7 +332,10 @@ class StreetWebSocketServer:
         try:
             member: object = await answer
         except asyncio.CancelledError:
-            self._refuse(upgrade, Response.text("not now\n", 503, self._retry_after()))  # unless it went away
+            if self._draining is not None:
+                self._send_away(upgrade, "restart")
+            else:  # it went away, or else authenticate was cancelled by somebody else
+                self._refuse(upgrade, Response.text("not now\n", 503, self._retry_after()))
             raise
         except STOPPING:
             raise
@@ -338,23 +362,24 @@ class StreetWebSocketServer:
         taken = self._take_over(upgrade)
         if taken is None:
             return
-        context = self._socket_context()
-        self.counters.connections_opened += 1
         transport, tail = taken
         ws: WebSocket
         serve: Callable[[Callable[..., object]], None]
-        if application.bare:
-            ws = bare = self._counted_websocket(context, acceptance)
-            self._bare[bare] = None
-            serve = functools.partial(self._serve_bare, bare, request=upgrade.request)
-        else:
-            ws = WebSocket(context.loop_context, self._socket_limits, subprotocol=acceptance.subprotocol)
-            socket = self._sockets[ws] = StreetSocket(ws, upgrade.request, context)
-            serve = socket.serve
-        try:
-            serve(application.handler)
-        finally:  # also when the process is being stopped: nobody else owns the transport
-            ws.start(transport, acceptance.head, tail)
+        with self._or_abort(transport):
+            context = self._socket_context()
+            if application.bare:
+                ws = bare = self._counted_websocket(context, acceptance)
+                self._bare[bare] = None
+                serve = functools.partial(self._serve_bare, bare, request=upgrade.request)
+            else:
+                ws = WebSocket(context.loop_context, self._socket_limits, subprotocol=acceptance.subprotocol)
+                socket = self._sockets[ws] = StreetSocket(ws, upgrade.request, context)
+                serve = socket.serve
+            self.counters.connections_opened += 1
+            try:
+                serve(application.handler)
+            finally:  # also when the process is being stopped: nobody else owns the transport
+                _start(ws, transport, acceptance.head, tail)
 
     def _take_over(self, upgrade: Upgrade) -> tuple[asyncio.Transport, bytes] | None:
         upgrade.on_abandoned = None
@@ -362,6 +387,15 @@ class StreetWebSocketServer:
             return upgrade.take_over()
         except ConnectionClosed:
             return None  # it went away just now
+
+    @contextlib.contextmanager
+    def _or_abort(self, transport: asyncio.Transport) -> Iterator[None]:
+        """For what is done with a transport that nobody else owns; fronts rely on it that nothing is raised."""
+        try:
+            yield
+        except Exception:
+            logger.exception("%r could not serve a client", self)
+            transport.abort()
 
     def _socket_context(self) -> SocketContext:
         if self._context is None:
@@ -406,19 +440,24 @@ class StreetWebSocketServer:
 
     def _turn_away(self, upgrade: Upgrade, acceptance: Acceptance, code: CloseCode, why: str) -> None:
         """503 for programs; browsers, who send an Origin, are upgraded and closed while there is room for that."""
-        self.counters.handshakes_turned_away += 1
         if "origin" not in upgrade.request.headers or len(self._turned_away) >= self.limits.unfinished_handshakes:
-            upgrade.on_abandoned = None
-            upgrade.refuse(Response.text(f"{why}\n", 503, self._retry_after()))
+            self._send_away(upgrade, why)
             return
+        self.counters.handshakes_turned_away += 1
         taken = self._take_over(upgrade)
         if taken is None:
             return
-        ws = self._counted_websocket(self._socket_context(), acceptance)
-        self._turned_away.add(ws)
-        ws.close(code, self._retry_reason(why))
         transport, tail = taken
-        ws.start(transport, acceptance.head, tail)
+        with self._or_abort(transport):
+            ws = self._counted_websocket(self._socket_context(), acceptance)
+            self._turned_away.add(ws)
+            ws.close(code, self._retry_reason(why))
+            _start(ws, transport, acceptance.head, tail)
+
+    def _send_away(self, upgrade: Upgrade, why: str) -> None:
+        self.counters.handshakes_turned_away += 1
+        upgrade.on_abandoned = None
+        upgrade.refuse(Response.text(f"{why}\n", 503, self._retry_after()))
 
     def _retry_after(self) -> list[tuple[str, str]]:
         return [("Retry-After", str(random.randint(1, math.ceil(self.limits.retry_hint_s))))]  # noqa: S311
@@ -458,8 +497,6 @@ class StreetWebSocketServer:
 
     async def wait_closed(self) -> None:
         """Returns when `close` is done, whoever calls it."""
-        if self._closed is None:
-            self._closed = asyncio.Event()
         await self._closed.wait()
 
     async def drain(self) -> None:
@@ -477,7 +514,9 @@ class StreetWebSocketServer:
         connections: list[WebSocket] = [*self._sockets, *self._bare]
         for start in range(0, len(connections), limits.shutdown_batch):
             if start:
-                await asyncio.sleep(limits.shutdown_batch_interval_s)
+                await asyncio.sleep(min(limits.shutdown_batch_interval_s, deadline - loop.time()))
+                if loop.time() >= deadline:
+                    break
             for ws in connections[start : start + limits.shutdown_batch]:
                 ws.close(CloseCode.SERVICE_RESTART, self._retry_reason("restart"))
         await self._wait_until_all_are_gone(deadline - loop.time())
@@ -485,8 +524,6 @@ class StreetWebSocketServer:
             ws.abort()
         await self._wait_until_all_are_gone(_ABORT_S)
         await self._end_tasks(deadline - loop.time())
-        if self._closed is None:
-            self._closed = asyncio.Event()
         self._closed.set()
 
     async def _wait_until_all_are_gone(self, timeout_s: float) -> None:
@@ -510,38 +547,40 @@ _ABORT_S = 1.0
 """What an aborted connection or a cancelled task gets to come to its end; both need one turn of the loop."""
 
 
-def _check_options(
-    path: str,
-    heartbeat_interval_ms: float | None,
-    max_connections: int,
-    authenticate: object,
-    allowed_origins: Sequence[str] | None,
-    limits: Limits | None,
-) -> None:
-    if not isinstance(path, str) or not path.startswith("/") or "?" in path or "#" in path:
-        raise ConfigurationError(f"path={path!r}: must begin with '/' and have no query")
+def _start(ws: WebSocket, transport: asyncio.Transport, head: bytes, tail: bytes) -> None:
+    try:
+        ws.start(transport, head, tail)
+    except Exception as error:
+        ws.connection_lost(error)  # so that all who know it hear that it is nothing
+        raise
+
+
+def _check_options(heartbeat_interval_ms: float | None, max_connections: int, authenticate: object) -> None:
     if heartbeat_interval_ms is not None and (
         isinstance(heartbeat_interval_ms, bool)
         or not isinstance(heartbeat_interval_ms, int | float)
-        or not 0 < heartbeat_interval_ms < math.inf
+        or not 0 < heartbeat_interval_ms <= 1_000 * MOST_SECONDS
     ):
         raise ConfigurationError(
-            f"heartbeat_interval_ms={heartbeat_interval_ms!r}: must be a number above 0, "
-            f"or None for limits.ping_interval_s"
+            f"heartbeat_interval_ms={heartbeat_interval_ms!r}: must be a number above 0 and at most "
+            f"{1_000 * MOST_SECONDS}, or None for limits.ping_interval_s"
         )
     if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
         raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number above 0")
     if authenticate is not None and not callable(authenticate):
         raise ConfigurationError(f"authenticate={authenticate!r}: must be a function of a Request, or None")
-    if limits is not None and not isinstance(limits, Limits):
-        raise ConfigurationError(f"limits={limits!r}: must be a Limits object, or None")
-    if allowed_origins is not None:
-        check_allowed_origins(allowed_origins)
+
+
+def _checked_origins(origins: Sequence[str] | None) -> tuple[str, ...] | None:
+    if origins is None:
+        return None
+    check_allowed_origins(origins)
+    return tuple(origins)
 
 
 def _checked_subprotocols(option: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise ConfigurationError(f"{option}={names!r}: must be a list of names, not one string")
+    if not isinstance(names, list | tuple):
+        raise ConfigurationError(f"{option}={names!r}: must be a list of names")
     for name in names:
         if not isinstance(name, str) or not name or not TOKEN_CHARS.issuperset(name):
             raise ConfigurationError(f"{option}: {name!r} is no token (RFC 9110 section 5.6.2)")

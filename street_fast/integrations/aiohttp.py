@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
+from street_fast.errors import ConfigurationError
 from street_fast.handshake import is_websocket_request
 from street_fast.integrations.handover import Handover
 from street_fast.request import Request
@@ -38,10 +39,14 @@ __all__ = ["attach"]
 def attach(server: StreetWebSocketServer, app: web.Application) -> None:
     """Serve the WebSocket clients of an aiohttp application on ``server.path``.
 
-    Raises RuntimeError, as aiohttp does, if the application has started already or has a GET route there.
+    Raises ConfigurationError if the application has started already, or has a GET route (or a server) there.
     """
     handover = Handover(server)
-    app.router.add_get(server.path, functools.partial(_upgrade, handover))
+    try:
+        app.router.add_get(server.path, functools.partial(_upgrade, handover))
+    except RuntimeError as error:
+        why = "the application has started" if app.frozen else "a WebSocket server, or a GET route, is there"
+        raise ConfigurationError(f"path={server.path!r}: {why} already") from error
 
     async def drain(app: web.Application) -> None:
         await handover.close()

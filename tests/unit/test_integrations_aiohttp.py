@@ -17,6 +17,7 @@ from websockets.exceptions import InvalidStatus
 
 from street_fast._core import LoopContext, encode_frame
 from street_fast.auth import Member
+from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
 from street_fast.server import StreetWebSocketServer
 from tests.http_harness import handshake, head, parse
@@ -513,5 +514,5 @@ async def test_tls(certificate: Any) -> None:
 
 async def test_an_application_that_runs_cannot_be_attached_to() -> None:
     async with Site() as site:
-        with pytest.raises(RuntimeError, match="frozen"):
+        with pytest.raises(ConfigurationError, match=r"path='/other': the application has started already"):
             StreetWebSocketServer(path="/other").attach(site.app, echo)

@@ -15,6 +15,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -551,6 +554,37 @@ async def test_a_handler_that_stops_the_process_leaves_a_connection_that_ends(ba
     await until(lambda: server.connection_count == 0)
 
 
+class Unusable(MemoryTransport):
+    """A transport that cannot be set up."""
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        raise OverflowError("too large")
+
+
+@pytest.mark.parametrize("who", ["street", "bare", "turned away"])
+async def test_a_transport_that_cannot_be_used_is_closed(who: str, caplog: Any) -> None:
+    transport = Unusable(asyncio.get_running_loop())
+    wire = handshake("/", Origin="http://a.example" if who == "turned away" else None)
+    request = Request("GET", "/", wire[wire.index(b"\r\n") : -2], client=("127.0.0.1", 1))
+    upgrade: Any = SimpleNamespace(request=request, on_abandoned=None, take_over=lambda: (transport, b""))
+    closed: list[Any] = []
+    server = StreetWebSocketServer(allowed_origins=["*"])
+    if who == "bare":
+        server.attach_protocol(
+            HttpServer(), None, lambda ws, _: setattr(ws, "on_close", lambda *end: closed.append(end))
+        )
+    else:
+        server.attach(HttpServer(), lambda socket, _: socket.on("close", lambda *end: closed.append(end)))
+    if who == "turned away":
+        await server.close()
+    server.handle_upgrade(upgrade)
+    assert transport.is_closing()
+    assert server.connection_count == 0
+    assert not server._turned_away
+    assert closed == ([] if who == "turned away" else [(1006, "connection lost: too large")])
+    assert ["too large" in record.exc_text for record in caplog.records] == [True]
+
+
 async def test_bare_coroutine_handler_is_cancelled_at_the_end() -> None:
     seen: list[str] = []
 
@@ -631,6 +665,17 @@ async def test_close_goes_in_batches(serve: Any) -> None:
         await ws.close()
 
 
+async def test_batches_end_with_the_time_for_them(serve: Any) -> None:
+    limits = Limits(shutdown_batch=2, shutdown_batch_interval_s=3600, shutdown_timeout_s=0.2)
+    server = await serve(limits=limits)
+    clients = [await client(server) for _ in range(5)]
+    await asyncio.wait_for(server.close(), 10)
+    assert server.connection_count == 0
+    for ws in clients:
+        await ws.wait_closed()
+    assert sorted(str(ws.close_code) for ws in clients) == ["1006"] * 3 + ["1012"] * 2
+
+
 async def test_who_does_not_answer_is_cut_off(serve: Any) -> None:
     server = await serve(limits=Limits(shutdown_timeout_s=0.2))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -700,6 +745,8 @@ async def test_close_ends_those_who_wait_for_authenticate(serve: Any) -> None:
     await until(lambda: server._authenticating)
     await asyncio.wait_for(server.close(), 5)
     assert (await waiting)[0] == 503
+    assert server.counters.handshakes_turned_away == 1
+    assert server.counters.handshakes_refused == 0
 
 
 # --- bad options ------------------------------------------------------------------------------------------------
@@ -711,17 +758,25 @@ async def test_close_ends_those_who_wait_for_authenticate(serve: Any) -> None:
         ({"path": "chat"}, "path='chat'"),
         ({"path": "/chat?x"}, r"path='/chat\?x'"),
         ({"path": None}, "path=None"),
+        ({"path": "/chat/{room}"}, r"path='/chat/\{room\}': must be without '\{'; paths are literal"),
         ({"heartbeat_interval_ms": 0}, "heartbeat_interval_ms=0"),
         ({"heartbeat_interval_ms": "30"}, "heartbeat_interval_ms='30'"),
         ({"heartbeat_interval_ms": True}, "heartbeat_interval_ms=True"),
         ({"heartbeat_interval_ms": float("nan")}, "heartbeat_interval_ms=nan"),
+        ({"heartbeat_interval_ms": 1e10}, "heartbeat_interval_ms=10000000000.0: .* at most 1000000000"),
+        ({"heartbeat_interval_ms": 1e30}, r"heartbeat_interval_ms=1e\+30"),
         ({"max_connections": 0}, "max_connections=0"),
         ({"max_connections": 1.5}, "max_connections=1.5"),
         ({"authenticate": "yes"}, "authenticate='yes'"),
         ({"allowed_origins": "https://a.example"}, "allowed_origins"),
         ({"allowed_origins": ["a.example"]}, "allowed_origins"),
+        ({"allowed_origins": 5}, "allowed_origins=5"),
+        ({"allowed_origins": [["https://a.example"]]}, "allowed_origins"),
         ({"limits": {"message_bytes": 1}}, "limits="),
         ({"subprotocols": "mqtt"}, "subprotocols='mqtt'"),
+        ({"subprotocols": None}, "subprotocols=None: must be a list of names"),
+        ({"subprotocols": 5}, "subprotocols=5"),
+        ({"subprotocols": iter(["a"])}, "subprotocols=.*: must be a list"),
         ({"subprotocols": ["a b"]}, "'a b'"),
         ({"subprotocols": ["a", "a"]}, "twice"),
     ],
@@ -754,6 +809,53 @@ def test_bad_attachments() -> None:
         server.attach_protocol(http, "a b", second)
 
 
+def nothing(connection: object, request: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "http",
+    [uvicorn.Server(uvicorn.Config(FastAPI())), FastAPI(), web.AppRunner(web.Application()), web, HttpServer, None],
+    ids=["uvicorn.Server", "FastAPI", "AppRunner", "aiohttp.web", "class", "None"],
+)
+def test_what_is_no_front_is_told_from_one(http: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"attach\(.*: must be a street_fast.HttpServer, a uvicorn.Config \("):
+        StreetWebSocketServer().attach(http, nothing)
+
+
+@pytest.mark.parametrize("front", [HttpServer, lambda: uvicorn.Config(FastAPI()), web.Application])
+def test_a_path_has_one_server_on_every_front(front: Callable[[], Any]) -> None:
+    http = front()
+    StreetWebSocketServer(path="/ws").attach(http, nothing)
+    with pytest.raises(ConfigurationError, match=r"path='/ws'.*: a WebSocket server.* already"):
+        StreetWebSocketServer(path="/ws").attach(http, nothing)
+
+
+async def test_an_attach_that_fails_leaves_nothing() -> None:
+    server, http = StreetWebSocketServer(subprotocols=["a"]), HttpServer()
+    with pytest.raises(ConfigurationError, match="attach"):
+        server.attach(object(), lambda socket, request: None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="attach"):
+        server.attach_protocol(object(), "b", nothing)  # type: ignore[arg-type]
+    server.attach_protocol(HttpServer(), "a", nothing)
+    with pytest.raises(ConfigurationError, match="subprotocol 'a'"):
+        server.attach(http, nothing)  # which would have been the handler of clients without a subprotocol
+    server.attach_protocol(http, None, nothing)
+    server.attach_protocol(http, "b", nothing)
+    await http.close()
+
+
+@pytest.mark.parametrize("handler", [lambda: None, lambda one: None, lambda one, two, three: None, list])
+async def test_a_handler_takes_two_arguments(handler: Any) -> None:
+    server = StreetWebSocketServer()
+    said = "handler=.*: must take two arguments, {} and request"
+    with pytest.raises(ConfigurationError, match=said.format("socket")):
+        await server.serve(handler, port=0)
+    with pytest.raises(ConfigurationError, match=said.format("socket")):
+        server.attach(HttpServer(), handler)
+    with pytest.raises(ConfigurationError, match=said.format("ws")):
+        server.attach_protocol(HttpServer(), "a", handler)
+
+
 def test_port_before_serve() -> None:
     with pytest.raises(RuntimeError, match="serve"):
         _ = StreetWebSocketServer().port
@@ -766,10 +868,27 @@ async def test_a_closed_server_does_not_serve_again(serve: Any) -> None:
         await server.serve(lambda socket, request: None, port=0)
 
 
-async def test_a_port_in_use(serve: Any) -> None:
+async def test_a_server_that_serves_does_not_serve_twice(serve: Any) -> None:
     server = await serve()
-    with pytest.raises(ListenError, match=str(server.port)):
-        await StreetWebSocketServer().serve(lambda socket, request: None, port=server.port)
+    with pytest.raises(RuntimeError, match=rf"already listening on 127\.0\.0\.1:{server.port}"):
+        await server.serve(nothing, port=0)
+    port = server.port
+    await server.close()
+    with pytest.raises(ConnectionRefusedError):
+        await connect(f"ws://127.0.0.1:{port}/")
+
+
+async def test_a_port_in_use(serve: Any) -> None:
+    taken = await serve()
+    server = StreetWebSocketServer()
+    with pytest.raises(ListenError, match=str(taken.port)):
+        await server.serve(lambda socket, request: None, port=taken.port)
+    with pytest.raises(RuntimeError, match="listens nowhere"):
+        _ = server.port
+    await server.serve(nothing, port=0)  # again, and with another handler
+    async with client(server):
+        await until(lambda: server.connection_count == 1)
+    await server.close()
 
 
 # --- run() ------------------------------------------------------------------------------------------------------

@@ -434,6 +434,11 @@ class TestMemoryClient:
                 pass
         assert refused.value.status == 403
 
+    async def test_a_server_without_a_handler_says_so(self):
+        with pytest.raises(HandshakeRefused, match="503: no handler is attached"):
+            async with memory_client(StreetWebSocketServer()):
+                pass
+
     async def test_a_client_that_gives_up_is_abandoned(self):
         cancelled = asyncio.Event()
 
