@@ -398,8 +398,10 @@ cdef class WebSocketBase(FrameParser):
 
     def __cinit__(self, *args, **kwargs):
         self._fd = -1
+        self._state = LOST  # nothing is done without __init__(), which a subclass may forget to call
 
     def __init__(self, LoopContext context not None, limits=None, *, bint client=False, subprotocol=None):
+        self._state = CONNECTING
         self.context = context
         self._settings = context.settings_of(DEFAULT_LIMITS if limits is None else limits)
         self.client = client
@@ -535,6 +537,8 @@ cdef class WebSocketBase(FrameParser):
     @property
     def id(self):
         """A name that no other connection has, also not on other machines."""
+        if self.context is None:
+            raise RuntimeError(f"WebSocket.__init__() was not called by {type(self).__name__}")
         return f"{self.context._id_prefix.decode()}{self._id:x}"
 
     @property
@@ -1100,9 +1104,7 @@ cdef class WebSocketBase(FrameParser):
             else:
                 wait = min(wait, self._message_began + settings.assembly_timeout_s - now)
         if settings.ping_interval_s and self._state == OPEN:
-            if self.paused:
-                self._last_received = now
-            if self._ping_sent and self._last_received >= self._ping_sent:
+            if self._ping_sent and (self.paused or self._last_received >= self._ping_sent):
                 self._ping_sent = 0
             if self._ping_sent:
                 if now - self._ping_sent >= settings.pong_timeout_s:
@@ -1112,9 +1114,13 @@ cdef class WebSocketBase(FrameParser):
                     )
                 wait = min(wait, self._ping_sent + settings.pong_timeout_s - now)
             elif now - self._last_received >= settings.ping_interval_s:
-                self._ping_sent = now
+                if self.paused:  # no answer can be seen, but if the peer is gone, the write fails
+                    self._last_received = now
+                    wait = min(wait, settings.ping_interval_s)
+                else:
+                    self._ping_sent = now
+                    wait = min(wait, settings.pong_timeout_s)
                 self.push(self.control_frame(PING, b""), False)
-                wait = min(wait, settings.pong_timeout_s)
             else:
                 wait = min(wait, self._last_received + settings.ping_interval_s - now)
         if self._deadline:

@@ -873,16 +873,17 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     def _look_at_silence(self, now: float, interval_s: float) -> float:
         # Pings a silent peer; returns when to look again, 0 or less if it did not answer in time.
         pong_s = self._limits.pong_timeout_s
-        if self.paused:
-            self._last_received = now
-        if self._ping_sent and self._last_received >= self._ping_sent:
+        if self._ping_sent and (self.paused or self._last_received >= self._ping_sent):
             self._ping_sent = 0.0
         if self._ping_sent:
             return self._ping_sent + pong_s - now
         if now - self._last_received >= interval_s:
-            self._ping_sent = now
+            if self.paused:  # no answer can be seen, but if the peer is gone, the write fails
+                self._last_received = now
+            else:
+                self._ping_sent = now
             self._push(self._encode(OP_PING, b""), False)
-            return pong_s
+            return interval_s if self.paused else pong_s
         return self._last_received + interval_s - now
 
 

@@ -24,7 +24,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from street_fast import CloseCode, Limits, Member, Request, StreetSocket, StreetWebSocketServer
+from street_fast import ChannelHub, CloseCode, Limits, Member, Request, StreetSocket, StreetWebSocketServer
 from street_fast._core import WebSocket, encode_frame
 
 if TYPE_CHECKING:
@@ -391,6 +391,25 @@ async def test_a_slow_handler_slows_its_sender_down_and_loses_nothing(serve: Any
     assert got == list(range(2_000))
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_client_that_vanishes_behind_a_handler_that_hangs(serve: Any) -> None:
+    hub = ChannelHub()
+
+    async def hang(_: object) -> None:
+        await asyncio.sleep(3600)
+
+    def handler(socket: StreetSocket, request: Request) -> None:
+        hub.join("room", "ann", socket)
+        socket.on("hang", hang)
+
+    server = await serve(handler, limits={"ping_interval_s": 0.1, "inbox_messages": 4})
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(HEAD.format(port=server.port).encode() + event("hang") * 10)
+    await until(lambda: server.counters.events_received >= 5)  # so that it is not read any more
+    reset(writer)
+    await until(lambda: server.connection_count == 0)
+    assert hub.channel_names() == []
 
 
 async def test_a_handler_that_blocks_the_loop_costs_nobody_the_connection(serve: Any) -> None:

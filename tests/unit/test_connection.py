@@ -111,6 +111,17 @@ class TestStart:
         ws = core.WebSocket(world.context, client=True, subprotocol="chat")
         assert (ws.client, ws.subprotocol) == (True, "chat")
 
+    def test_a_subclass_that_forgets_to_initialize_it(self, core, world):
+        class Forgetful(core.WebSocket):
+            def __init__(self, context):
+                pass
+
+        c = world.connect()
+        ws = Forgetful(world.context)
+        for use in (lambda: ws.id, lambda: repr(ws), lambda: ws.start(c.transport)):
+            with pytest.raises((AttributeError, RuntimeError)):
+                use()
+
     def test_ids_are_unique_and_short_text(self, core, world):
         other = core.LoopContext(world.loop, world.clock)
         ids = {core.WebSocket(context).id for context in (world.context, other) for _ in range(100)}

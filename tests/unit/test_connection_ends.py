@@ -261,6 +261,19 @@ class TestHeartbeat:
         world.advance(24.0)
         assert not c.ws.closed
 
+    def test_while_we_do_not_read_a_ping_now_and_then_finds_out_whether_the_peer_is_gone(self, world):
+        c = world.connect()
+        c.ws.pause_reading()
+        world.advance(52.0)
+        assert c.sent == [(PING, b"")] * 2
+
+        def write(data):
+            raise OSError(errno.EPIPE, "broken pipe")
+
+        c.transport.write = write
+        world.advance(25.1)
+        assert c.ends == [(1006, "connection lost: [Errno 32] broken pipe")]
+
     def test_silence_counts_from_the_moment_that_we_read_again(self, world):
         c = world.connect()
         c.ws.pause_reading()
