@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 import street_fast
-from street_fast import CloseCode, HttpServer, StreetWebSocketServer
+from street_fast import CloseCode, HttpServer, Limits, StreetWebSocketServer
+from street_fast.messages import UNSET
+from street_fast.testing import memory_client
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -60,9 +63,10 @@ async def test_the_guide_runs(run_blocks):
         return SimpleNamespace(id="7", roles=["staff"], name="Ada") if cookie else None
 
     names = {"__name__": "guide", "session_of": session_of}
-    exec("import asyncio; from street_fast import Event", names)
     started = await run_blocks("docs/guide.md", names)
     assert [type(server) for server, *_ in started] == [StreetWebSocketServer, uvicorn.Server]
+    for handler in (names["chat"], names["rooms"]):
+        await provoke(handler)
 
 
 async def test_the_example_of_the_readme_is_a_chat(run_blocks):
@@ -73,14 +77,42 @@ async def test_the_example_of_the_readme_is_a_chat(run_blocks):
     await server.serve(handler, port=0)
     url = f"ws://127.0.0.1:{server.port}/"
     async with connect(f"{url}?user=ada") as ada, connect(f"{url}?user=ben") as ben:
-        assert json.loads(await ada.recv())["data"] == {"memberId": "ben"}
-        await ben.send(json.dumps({"type": "typing", "data": {"typing": True}}))
-        assert json.loads(await ada.recv())["data"] == {"memberId": "ben", "typing": True}
+        ben_joined = json.loads(await ada.recv())["data"]
+        assert ben_joined["info"] == {"name": "ben"}
+        await ben.send(json.dumps({"type": "typing", "data": True}))
+        assert json.loads(await ada.recv())["data"] == {"memberId": ben_joined["memberId"], "typing": True}
         await ben.send(json.dumps({"type": "chat", "data": {"text": "hello"}}))
         for client in (ada, ben):
             message = json.loads(await client.recv())
             assert (message["type"], message["data"]) == ("chat", {"from": "ben", "text": "hello"})
     await server.close()
+    await provoke(handler)
+
+
+BAD_USERS = ["", "?user=", "?user=%00", "?user=%ff", f"?user={'x' * 2_000}"]
+BAD_DATA = [UNSET, None, 5, -1, 1e308, True, "x", "\0", [], {}, {"text": 5}, {"room": "\0", "text": "x", "typing": 1}]
+
+
+async def provoke(handler):
+    """Whatever a client sends to an example, the example says nothing of it in the log."""
+    complaints = []
+    watcher = logging.Handler()
+    watcher.emit = complaints.append
+    logging.getLogger("street_fast").addHandler(watcher)
+    server = StreetWebSocketServer(limits=Limits(messages_per_second=None))
+    server.attach(HttpServer(), handler)
+    for user in BAD_USERS:
+        async with memory_client(server, f"/{user}") as client:
+            for kind in ("join", "say", "chat", "typing", "*", "close", "message"):
+                for data in BAD_DATA:
+                    client.emit(kind, data)
+            for room in range(200):
+                client.emit("join", {"room": f"room {room}"})
+            for seconds in ("x", -1, 1e308):
+                client.emit("slow", seconds)
+            assert "error" in [event["type"] for event in await client.settle()]
+    logging.getLogger("street_fast").removeHandler(watcher)
+    assert [record.getMessage() for record in complaints] == []
 
 
 def test_the_guide_lists_every_close_code():
