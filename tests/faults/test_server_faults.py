@@ -305,6 +305,63 @@ async def test_a_flood_of_events_is_told_and_closed(serve: Any) -> None:
         await until(lambda: 2 in got)
 
 
+# --- a hub in the hands of its clients --------------------------------------------------------------------------
+
+
+def rooms(hub: ChannelHub) -> Callable[[StreetSocket, Request], None]:
+    """Clients join, publish and type as they like."""
+
+    def handler(socket: StreetSocket, request: Request) -> None:
+        socket.on("join", lambda room: hub.join(room, request.query["user"], socket))
+        socket.on("say", lambda room: hub.publish(room, "say", request.query["user"]))
+        socket.on("typing", lambda room: hub.set_typing(room, request.query["user"], True, socket))
+        socket.on("echo", lambda data: socket.emit("echo", data))
+
+    return handler
+
+
+async def test_e1_joins_and_names_without_end_leave_nothing(serve: Any) -> None:
+    hub = ChannelHub()
+    server = await serve(rooms(hub), limits={"messages_per_second": None, "bytes_per_second": None})
+    async with connect(url(server)) as ws:
+        for name in ("", "x" * 60_000, "a\nb", "a\0b", "\x7f", 5, None, ["a"], {"a": 1}):
+            for action in ("join", "say", "typing"):
+                await ws.send(json.dumps({"type": action, "data": name}))
+        for number in range(1_000):
+            await ws.send(json.dumps({"type": "join", "data": f"room-{number}"}))
+            await ws.send(json.dumps({"type": "say", "data": f"other-{number}"}))
+        await ws.send('{"type":"echo","data":"through"}')
+        while json.loads(await asyncio.wait_for(ws.recv(), 10)) != {"type": "echo", "data": "through"}:
+            pass
+        assert hub.channel_names() == [f"room-{number}" for number in range(server.limits.channels_per_connection)]
+        assert not hub._typing_timers
+    await until(lambda: not hub._subscribers)
+    assert hub.channel_names() == []
+    assert not hub._presence._members
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+async def test_e5_typing_ends_with_its_time_or_its_client(serve: Any, vanishes: bool) -> None:
+    hub = ChannelHub(typing_ttl_ms=600_000 if vanishes else 100)
+    server = await serve(rooms(hub))
+    async with connect(url(server).replace("ann", "bob")) as bob:
+        await bob.send('{"type":"join","data":"room"}')
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(HEAD.format(port=server.port).encode() + event("join", "room") + event("typing", "room"))
+        events = []
+        while not (events and events[-1] == ("typing", {"memberId": "ann", "typing": False})):
+            message = json.loads(await asyncio.wait_for(bob.recv(), 10))
+            events.append((message["type"], message["data"]))
+            if vanishes and events[-1] == ("typing", {"memberId": "ann", "typing": True}):
+                reset(writer)
+        assert [kind for kind, _ in events] == ["presence:join", "typing", "typing"]
+        if vanishes:
+            assert json.loads(await asyncio.wait_for(bob.recv(), 10))["type"] == "presence:leave"
+            assert hub.presence("room") == ["bob"]
+        assert not hub._typing_timers
+        writer.close()
+
+
 # --- slow readers, slow handlers --------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ decides. The handshakes of RFC 6455 section 7 have a file of their own in tests/
 
 from __future__ import annotations
 
+import array
 import asyncio
 import logging
 
@@ -378,6 +379,14 @@ class TestSend:
             (TEXT, b""),
             (BINARY, b""),
         ]
+
+    def test_a_view_of_larger_items_or_more_dimensions_is_its_bytes(self, world):
+        c = world.connect()
+        numbers = array.array("I", range(40))
+        for view in (memoryview(numbers), memoryview(numbers.tobytes()).cast("B", (8, 20)), memoryview(numbers)[10:20]):
+            c.ws.send(view)
+        world.turn()
+        assert c.sent == [(BINARY, numbers.tobytes())] * 2 + [(BINARY, numbers[10:20].tobytes())]
 
     @pytest.mark.parametrize("size", [125, 126, 65_535, 65_536])
     def test_every_size_of_header(self, world, size):
