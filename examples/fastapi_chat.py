@@ -53,9 +53,9 @@ class Say(msgspec.Struct):
 
 
 def chat(socket: StreetSocket, request: Request) -> None:
-    member = request.query.get("user", "somebody")
-    hub.bind(socket)
-    hub.join("general", member, socket)
+    user = request.query.get("user", "")
+    member = user if user.isprintable() and 0 < len(user) <= 40 else "somebody"
+    hub.join("general", member, socket)  # leaves when the socket closes
 
     @socket.on("chat")
     def say(message: Say) -> None:

@@ -34,8 +34,8 @@ class Typing(msgspec.Struct):
 
 def authenticate(request: Request) -> Member | None:
     """Takes everybody at their word. A real application looks at a cookie or a token; None is answered with 401."""
-    user = request.query.get("user")
-    return Member(user) if user else None
+    user = request.query.get("user", "")
+    return Member(user) if user.isprintable() and 0 < len(user) <= 40 else None
 
 
 server = StreetWebSocketServer(authenticate=authenticate)
@@ -49,8 +49,12 @@ def rooms(socket: StreetSocket, request: Request) -> None:
 
     @socket.on("join")
     def join(message: Room) -> None:
-        hub.join(message.room, member, socket)
-        socket.emit("members", {"room": message.room, "members": hub.presence(message.room)})
+        try:
+            hub.join(message.room, member, socket)
+        except ValueError as error:  # a name that is none, or one room too many
+            socket.emit("error", {"code": "bad_request", "message": str(error)})
+        else:
+            socket.emit("members", {"room": message.room, "members": hub.presence(message.room)})
 
     @socket.on("leave")
     def leave(message: Room) -> None:

@@ -73,9 +73,13 @@ async def test_chat_peers(example):
 
 @running("rooms.py")
 async def test_rooms(example):
-    with pytest.raises(InvalidStatus, match="401"):
-        async with client(example, "/"):
-            pass
+    for nobody in ("/", "/?user=a%00b", f"/?user={41 * 'x'}"):
+        with pytest.raises(InvalidStatus, match="401"):
+            async with client(example, nobody):
+                pass
+    async with client(example, "/?user=eve") as eve:
+        await eve.send("join", room="a\nb")
+        assert (await eve.receive())["data"]["code"] == "bad_request"
     async with client(example, "/?user=ada") as ada, client(example, "/?user=ben") as ben:
         await ada.send("join", room="general")
         assert await ada.receive() == {"type": "members", "data": {"room": "general", "members": ["ada"]}}
