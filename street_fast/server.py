@@ -147,6 +147,13 @@ class StreetWebSocketServer:
         """Open connections, those of `attach_protocol` included."""
         return len(self._sockets) + len(self._bare)
 
+    def stats(self) -> dict[str, dict[str, int]]:
+        """What can be measured: ``"server"`` counts handshakes, events and errors of this server, ``"loop"`` the
+        connections, messages, bytes, drops and slow consumers of the whole event loop, and how late the loop is
+        (``loop_lag_ms``, ``worst_loop_lag_ms``). ``"loop"`` is empty before the first client."""
+        loop = {} if self._context is None else self._context.loop_context.stats()
+        return {"server": self.counters.as_dict(), "loop": loop}
+
     @property
     def port(self) -> int:
         """The port that `serve` listens on."""

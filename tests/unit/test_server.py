@@ -122,11 +122,15 @@ async def test_events_both_ways(serve: Any) -> None:
         socket.on("echo", lambda data: socket.emit("echo", data))
 
     server = await serve(chat)
+    assert server.stats()["loop"] == {}
     async with client(server, "/?user=ann") as ws:
         assert await event(ws) == {"type": "hello", "data": "ann"}
         await ws.send('{"type":"echo","data":[1,"ä"]}')
         assert await event(ws) == {"type": "echo", "data": [1, "ä"]}
         assert server.connection_count == 1
+        stats = server.stats()
+        assert (stats["server"]["events_received"], stats["loop"]["messages_in"]) == (1, 1)
+        assert stats["loop"]["connections"] == 1
         assert [socket.request.query["user"] for socket in server.clients] == ["ann"]
     await until(lambda: server.connection_count == 0)
     assert server.clients == []
