@@ -198,6 +198,8 @@ cdef class LoopContext:
     cdef Settings settings_of(self, object limits):
         found = self._settings.get(id(limits))
         if found is None:
+            if len(self._settings) == 64:  # somebody makes a Limits object per connection
+                self._settings.clear()
             found = self._settings[id(limits)] = Settings(limits)
         return found
 

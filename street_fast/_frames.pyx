@@ -442,6 +442,10 @@ cdef class Frame:
     send, as section 5.3 demands.
     """
 
+    def __cinit__(self):
+        self.opcode = TEXT
+        self.wire = b"\x81\x00"  # so that Frame.__new__(Frame) is an empty text, not a crash
+
     def __init__(self):
         raise TypeError("build a frame with Frame.text(data) or Frame.binary(data)")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import gc
 import logging
 
 import pytest
@@ -758,6 +759,13 @@ class TestContext:
         loop = asyncio.get_running_loop()
         assert core.LoopContext.of() is core.LoopContext.of(loop)
         assert core.LoopContext.of().loop is loop
+
+    def test_limits_made_for_each_connection_are_let_go(self, world):
+        for number in range(200):
+            world.connect(Limits(message_bytes=600_000 + number)).ws.abort()
+            world.turn()
+        gc.collect()
+        assert sum(isinstance(each, Limits) and each.message_bytes > 600_000 for each in gc.get_objects()) <= 64
 
     def test_stats(self, world):
         a, b = world.connect(), world.connect()
