@@ -74,7 +74,7 @@ def blocks() -> int:
 async def assert_nothing_is_left(context: Any, one_round: Callable[[], Awaitable[None]]) -> None:
     for _ in range(3):
         await one_round()
-    blocks()
+        blocks(), count(context)
     before = count(context)
     held = []
     for _ in range(ROUNDS):
