@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import gc
-import itertools
 import logging
 import os
 import socket
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.both_loops
 
-AT_ONCE = 4  # uses of each way in one round
-ROUNDS = 5
+AT_ONCE = 6  # uses of each way in one round
+ROUNDS = 4
+MOST_ROUNDS = 40
 USES = AT_ONCE * ROUNDS
 BRISK = Limits(
     write_soft_bytes=16_384,
@@ -72,22 +72,24 @@ def blocks() -> int:
 
 
 async def assert_nothing_is_left(context: Any, one_round: Callable[[], Awaitable[None]]) -> None:
-    for _ in range(3):
+    for _ in range(2):
         await one_round()
         blocks(), count(context)
     before = count(context)
-    held = []
     for _ in range(ROUNDS):
         await one_round()
-        held.append(blocks())
+    held = [blocks()]
     after = count(context)
     assert after[1:] == before[1:], "descriptors, tasks, timers"
     more = after.types - before.types
     assert {kind: number for kind, number in more.items() if kind.__module__.startswith("street_fast")} == {}
     # What leaks at one way leaks at each use of it. Less than that is noise: caches and free lists of others.
     assert {kind: number for kind, number in more.items() if number >= USES - AT_ONCE} == {}
-    growth = [later - earlier for earlier, later in itertools.pairwise(held)]
-    assert min(growth) < AT_ONCE, f"blocks that each round leaves allocated: {growth}"
+    # Such a leak shows in each round. The caches of the interpreter and of uvloop are full after some.
+    while len(held) < 3 or held[-1] - held[-2] >= AT_ONCE:
+        assert len(held) < MOST_ROUNDS, f"blocks after each round: {held}"
+        await one_round()
+        held.append(blocks())
 
 
 # --- a bare connection ------------------------------------------------------------------------------------------
