@@ -31,7 +31,9 @@ rm -f street_fast/*.so
 STREET_FAST_SANITIZE=address,undefined python setup.py -q build_ext --inplace
 
 export LD_PRELOAD="${libraries# }" PYTHONMALLOC=malloc PYTHONPATH=.
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# Reports of ASan go to files, since tests keep what the processes that they start write to stderr.
+export ASAN_OPTIONS="detect_leaks=0:exitcode=99:log_path=$PWD/report"
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
 # A run over another build would find nothing.
 python - <<'PROOF'
@@ -42,4 +44,12 @@ for module in (street_fast._connection, street_fast._frames, street_fast._wheel)
     assert file.is_relative_to(pathlib.Path.cwd()), f"{file} is not in the copy"
     assert b"__asan_init" in file.read_bytes(), f"{file} is not instrumented"
 PROOF
-exec python -m pytest -q -p no:cacheprovider -p no:benchmark --timeout=900 "$@"
+status=0
+python -m pytest -q --capture=sys -p no:cacheprovider -p no:benchmark --timeout=900 "$@" || status=$?
+for report in report.*; do
+    if [ -e "$report" ]; then
+        cat "$report" >&2
+        status=99
+    fi
+done
+exit $status
