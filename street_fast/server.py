@@ -521,9 +521,9 @@ class StreetWebSocketServer:
         connections: list[WebSocket] = [*self._sockets, *self._bare]
         for start in range(0, len(connections), limits.shutdown_batch):
             if start:
-                await asyncio.sleep(min(limits.shutdown_batch_interval_s, deadline - loop.time()))
-                if loop.time() >= deadline:
+                if loop.time() + limits.shutdown_batch_interval_s >= deadline:
                     break
+                await asyncio.sleep(limits.shutdown_batch_interval_s)
             for ws in connections[start : start + limits.shutdown_batch]:
                 ws.close(CloseCode.SERVICE_RESTART, self._retry_reason("restart"))
         await self._wait_until_all_are_gone(deadline - loop.time())
