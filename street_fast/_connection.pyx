@@ -279,7 +279,7 @@ cdef class LoopContext:
         cdef int count, done, i
         cdef const char* data
         cdef WebSocketBase ws
-        cdef double deadline = sf_now() + SLICE_S
+        cdef double deadline = sf_now() + SLICE_S if self._clock is None else NEVER  # a manual clock stands still
         while self._dirty_head < self._dirty_end:
             if self._joined != NULL:  # the last joined buffer stays good for the next batch
                 memmove(self._arena, self._joined, self._joined_size)

@@ -200,7 +200,7 @@ class LoopContext:
         condemned, self._condemned = self._condemned, {}
         for ws in condemned:
             ws._evict(f"more than {ws._limits.write_hard_bytes} bytes wait for you")
-        deadline = time.monotonic() + _SLICE_S
+        deadline = self.time() + _SLICE_S
         while self._dirty:
             ws = self._dirty.popleft()
             ws._is_dirty = False
@@ -208,7 +208,7 @@ class LoopContext:
                 ws._flush()
             except Exception as error:
                 self._write_failed(ws, error)
-            if time.monotonic() >= deadline:
+            if self.time() >= deadline:
                 break
         if self._dirty:
             self._schedule_flush()
