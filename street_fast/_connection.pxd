@@ -65,6 +65,7 @@ cdef class LoopContext:
     cdef double _loop_lag, _worst_loop_lag
 
     cdef double now(self) noexcept
+    cdef double exact_now(self) noexcept
     cdef Settings settings_of(self, object limits)
     cdef int add_dirty(self, WebSocketBase ws) except -1
     cdef int schedule_flush(self) except -1

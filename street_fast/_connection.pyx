@@ -195,6 +195,11 @@ cdef class LoopContext:
             return sf_now_coarse()
         return self._clock()
 
+    cdef double exact_now(self) noexcept:
+        if self._clock is None:
+            return sf_now()
+        return self._clock()
+
     cdef Settings settings_of(self, object limits):
         found = self._settings.get(id(limits))
         if found is None:
@@ -279,7 +284,8 @@ cdef class LoopContext:
         cdef int count, done, i
         cdef const char* data
         cdef WebSocketBase ws
-        cdef double deadline = sf_now() + SLICE_S if self._clock is None else NEVER  # a manual clock stands still
+        cdef double deadline = self.exact_now() + SLICE_S
+        cdef double deadline_of_run = deadline if self._clock is None else NEVER  # a clock of a test stands still there
         while self._dirty_head < self._dirty_end:
             if self._joined != NULL:  # the last joined buffer stays good for the next batch
                 memmove(self._arena, self._joined, self._joined_size)
@@ -306,6 +312,8 @@ cdef class LoopContext:
                         ws.flush()
                     except Exception as error:
                         self.write_failed(ws, error)
+                    if self.exact_now() >= deadline:  # a transport's write() costs much more than a job: TLS
+                        break
                     continue
                 if ws._outbox_count == 1:
                     jobs[count].data = PyBytes_AS_STRING(<object>ws._outbox[0])
@@ -321,9 +329,9 @@ cdef class LoopContext:
                 at += 1
             if count > SMALL_BATCH:
                 with nogil:
-                    done = sf_run(jobs, count, deadline)
+                    done = sf_run(jobs, count, deadline_of_run)
             else:
-                done = sf_run(jobs, count, deadline)
+                done = sf_run(jobs, count, deadline_of_run)
             self._dirty_head = at if done == count else places[done]
             i = 0
             while i < done:
@@ -337,7 +345,7 @@ cdef class LoopContext:
                         ws.took(jobs[i - 1].taken)
                 except Exception as error:
                     self.write_failed(ws, error)
-            if sf_now() >= deadline:
+            if self.exact_now() >= deadline:
                 break
         if self._dirty_head < self._dirty_end:
             # Here and not in add_dirty(): a finalizer may send while a batch is at work, and the batch has places.

@@ -15,7 +15,7 @@ import pytest
 
 from street_fast.errors import ConnectionClosed
 from street_fast.limits import Limits
-from tests.connection_harness import Panic, codes, drive
+from tests.connection_harness import MemoryTransport, Panic, codes, drive
 from tests.frames_harness import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close, frame, text
 
 SMALL = Limits(write_soft_bytes=1_000, write_hard_bytes=5_000)
@@ -754,6 +754,24 @@ class TestFanOut:
 
 
 class TestContext:
+    def test_a_flush_goes_in_slices_of_a_millisecond(self, core, world):
+        connections = [world.connect() for _ in range(5)]
+
+        class Slow(MemoryTransport):
+            def write(self, data):
+                super().write(data)
+                world.clock.now += 0.000_6
+
+        for c in connections:
+            c.transport.__class__ = Slow
+        core.broadcast([c.ws for c in connections], "x")
+        reached = []
+        while world.loop.ready:
+            callback, args = world.loop.ready.popleft()
+            callback(*args)
+            reached.append(sum(c.transport.writes for c in connections))
+        assert reached == [2, 4, 5]
+
     @pytest.mark.both_loops
     async def test_of_a_loop_is_one(self, core):
         loop = asyncio.get_running_loop()
