@@ -58,6 +58,8 @@ class Limits:
     """Events of one StreetSocket. StreetJS 20."""
     messages_burst: int = 40
     """Events of one StreetSocket at once."""
+    channel_messages_per_second: float | None = 200.0
+    """What clients publish to one channel of a Realtime, all together. StreetJS 200."""
     bytes_per_second: int | None = 262_144
     """Event bytes of one StreetSocket."""
     rate_grace_s: float = 5.0
@@ -94,6 +96,42 @@ class Limits:
     """What a member tells about itself, as JSON."""
     listeners_per_event: int = 64
     """Handlers of one event on one StreetSocket; more is a leak."""
+    presence_members: int = 1_000
+    """Members that a channel lists one by one; above it a Realtime tells their number only."""
+    presence_interval_s: float = 0.1
+    """Least time between two presence events of a channel of a Realtime. Phoenix 1.5."""
+
+    # --- login ---
+    login_timeout_s: float = 10.0
+    """From the opening to the token, for a client that sends it as its first message. Centrifugo 10."""
+    token_bytes: int = 8_192
+    """One JWT: what fits into a header line."""
+    token_skew_s: float = 30.0
+    """How far the clocks of the issuer and of this machine may differ."""
+    token_grace_s: float = 20.0
+    """From the expiry of a token to the close with 4001: time to bring a new one. Centrifugo 25."""
+
+    # --- history ---
+    history_bytes: int = 1_048_576
+    """Messages kept for one channel, whatever their number."""
+    history_total_bytes: int = 268_435_456
+    """Messages kept for all channels of a process; the channel longest without a publish loses its own first."""
+    history_channels: int = 100_000
+    """Channels with history in one process."""
+    recovery_messages: int = 300
+    """Missed messages that one read of the history gives. Centrifugo 300."""
+    recovery_reply_bytes: int = 16_384
+    """Missed messages in the reply to a subscribe; the rest follow as the client reads."""
+    publish_key_bytes: int = 64
+    """The key that makes a publish idempotent."""
+    publish_key_ttl_s: float = 300.0
+    """How long a key is known. Centrifugo 5 min; JetStream 2 min."""
+    publish_keys: int = 100_000
+    """Keys known in one process; the oldest go first."""
+
+    # --- Server-Sent Events ---
+    sse_ping_interval_s: float = 15.0
+    """A comment on a stream that says nothing; proxies cut at 30 to 60 s. StreetJS 30."""
 
     # --- shutdown ---
     shutdown_timeout_s: float = 30.0

@@ -21,20 +21,33 @@ FLOORS: list[set[str]] = [
     {"_connection", "_connection_py", "_core"},
     {
         "auth",
+        "backplanes",
+        "backplanes.memory",
         "handler_types",
         "http1",
         "http_connection",
         "http_server",
         "listening",
         "presence",
+        "rates",
         "runner",
+        "sse",
         "street_socket",
     },
     {"hub", "server"},
-    {"integrations", "integrations.aiohttp", "integrations.handover", "integrations.uvicorn"},
+    {
+        "integrations",
+        "integrations.aiohttp",
+        "integrations.handover",
+        "integrations.uvicorn",
+        "realtime",
+        "realtime_http",
+        "recovery",
+        "session",
+    },
     {"cli", "__main__", "demo"},
 ]
-BESIDE = {"testing"}  # may import anything, is imported by nobody
+BESIDE = {"client", "testing"}  # may import anything, is imported by nobody
 FLOOR_OF = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
 SAME_FLOOR = {
@@ -43,10 +56,17 @@ SAME_FLOOR = {
     ("handshake", "request"),
     ("_core", "_connection"),
     ("_core", "_connection_py"),
+    ("backplanes.memory", "backplanes"),
     ("http_server", "http_connection"),
     ("http_server", "listening"),
     ("http_connection", "http1"),
+    ("http_connection", "sse"),
+    ("realtime", "realtime_http"),
+    ("realtime", "session"),
+    ("realtime_http", "session"),
+    ("session", "recovery"),
     ("street_socket", "handler_types"),
+    ("street_socket", "rates"),
     ("integrations.aiohttp", "integrations.handover"),
     ("integrations.uvicorn", "integrations.handover"),
     ("__main__", "cli"),
@@ -64,7 +84,8 @@ UPWARD = {
 LIBRARIES = {
     "aiohttp": {"integrations.aiohttp"},
     "httptools": {"http1", "integrations.uvicorn"},
-    "msgspec": {"messages", "demo", "hub"},
+    "jwt": {"auth"},
+    "msgspec": {"client", "demo", "hub", "messages", "session"},
     "orjson": {"messages", "request"},
     "uvicorn": {"integrations.uvicorn"},
     "uvloop": {"runner"},
