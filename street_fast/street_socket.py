@@ -10,20 +10,24 @@ sender down; until then pings are answered and a close is seen. A task exists on
 A handler that raises is logged, once, and that is all. A peer above its rate is told so and its events are dropped;
 one that stays above it is closed with 4029. Malformed messages are answered; too many in a row close with 1008.
 
-An idle socket is this object, its WebSocket, its Request and one dict; everything else comes with the first message.
+A library that speaks a protocol of its own over the socket sets `protocol`: it sees each event first, and what it
+leaves goes to the handlers.
+
+An idle socket is this object, its WebSocket and its Request; the rest comes with the first handler or message.
 The WebSocket must be made with `socket_limits`, which makes it refuse an event above ``event_bytes`` (1009).
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar, cast, overload
 
 from street_fast.errors import CloseCode, ConfigurationError, LimitExceeded
 from street_fast.handler_types import declared_type, takes
@@ -39,13 +43,14 @@ from street_fast.messages import (
     error_message,
 )
 from street_fast.metrics import Counters
+from street_fast.rates import ABUSIVE_REASON, DROPPED_MESSAGE, Rate, Rates, Verdict
 
 if TYPE_CHECKING:
     from street_fast._core import LoopContext, WebSocket
     from street_fast.limits import Limits
     from street_fast.request import Request
 
-__all__ = ["STOPPING", "Event", "SocketContext", "StreetSocket", "socket_limits"]
+__all__ = ["STOPPING", "UNHANDLED", "Event", "EventProtocol", "SocketContext", "StreetSocket", "socket_limits"]
 
 logger = logging.getLogger("street_fast")
 
@@ -74,6 +79,21 @@ class Event(NamedTuple):
     channel: str | None
 
 
+class _Unhandled(enum.Enum):
+    UNHANDLED = enum.auto()
+
+
+UNHANDLED: Final = _Unhandled.UNHANDLED
+"""What an EventProtocol returns for an event that is not its own."""
+
+
+class EventProtocol(Protocol):
+    """What speaks for the application; see `StreetSocket.protocol`."""
+
+    def handle(self, envelope: Envelope, /) -> Coroutine[Any, Any, object] | _Unhandled | None:
+        """Deals with an event: at once (None), in a coroutine, for which later events wait, or not (UNHANDLED)."""
+
+
 def socket_limits(limits: Limits) -> Limits:
     """The limits of the WebSocket under a StreetSocket: no message is larger than an event may be."""
     return replace(limits, message_bytes=limits.event_bytes)
@@ -83,14 +103,11 @@ class SocketContext:
     """What the StreetSockets of one server share."""
 
     __slots__ = (
-        "bytes_cost_s",
-        "bytes_span_s",
         "counters",
         "limits",
         "loop_context",
-        "message_cost_s",
-        "message_span_s",
         "on_closed",
+        "rates",
         "tasks",
     )
 
@@ -100,20 +117,14 @@ class SocketContext:
         limits: Limits,
         counters: Counters | None = None,
         on_closed: Callable[[StreetSocket], object] | None = None,
+        opening_messages: int = 0,
     ) -> None:
         self.loop_context = loop_context
         self.limits = limits
         self.counters = Counters() if counters is None else counters
         self.on_closed = on_closed
         self.tasks: set[asyncio.Task[None]] = set()
-        # A bucket is kept as the time at which it will be full again: an event of n tokens moves it n * cost ahead,
-        # and is refused if that is further ahead of now than the span, which is the whole bucket.
-        rate, bytes_rate = limits.messages_per_second, limits.bytes_per_second
-        self.message_cost_s = 1 / rate if rate else 0.0
-        self.message_span_s = limits.messages_burst / rate + _ROUNDING_S if rate else float("inf")
-        self.bytes_cost_s = 1 / bytes_rate if bytes_rate else 0.0
-        # One second's worth, and at least one event of any size that is allowed.
-        self.bytes_span_s = max(1.0, limits.event_bytes / bytes_rate) + _ROUNDING_S if bytes_rate else float("inf")
+        self.rates = Rates(limits, opening_messages)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs what a handler left to await. The task is held here until it is done."""
@@ -126,23 +137,10 @@ class SocketContext:
 class _Traffic:
     """What a socket needs once it has received a message: its rate, its inbox, its tasks."""
 
-    __slots__ = (
-        "abused_since",
-        "bytes_full_at",
-        "full",
-        "inbox",
-        "main",
-        "malformed",
-        "messages_full_at",
-        "told_at",
-        "worker",
-    )
+    __slots__ = ("full", "inbox", "main", "malformed", "rate", "worker")
 
-    def __init__(self) -> None:
-        self.messages_full_at = 0.0
-        self.bytes_full_at = 0.0
-        self.abused_since: float | None = None
-        self.told_at = 0.0
+    def __init__(self, rates: Rates) -> None:
+        self.rate = Rate(rates)
         self.malformed = 0
         self.inbox: deque[bytes] | None = None
         self.full = False
@@ -154,6 +152,7 @@ class StreetSocket:
     """One client of a `StreetWebSocketServer`, as its handler sees it.
 
     `request` is the opening request; `state` a dict for the application. Not to be used from other threads.
+    `protocol` is for libraries: an `EventProtocol` that sees each event before the handlers of `on` do, or None.
     """
 
     __slots__ = (
@@ -164,6 +163,7 @@ class StreetSocket:
         "_state",
         "_traffic",
         "_ws",
+        "protocol",
         "request",
     )
 
@@ -171,8 +171,9 @@ class StreetSocket:
         self._ws = ws
         self.request = request
         self._context = context
-        self._handlers: dict[str, _Entry] | None = {}  # None: the connection has ended
-        self._close_callbacks: tuple[Callable[[StreetSocket], object], ...] = ()
+        self.protocol: EventProtocol | None = None
+        self._handlers: dict[str, _Entry] | None = None
+        self._close_callbacks: tuple[Callable[[StreetSocket], object], ...] | None = ()  # None: the end has come
         self._state: dict[str, Any] | None = None
         self._traffic: _Traffic | None = None
         ws.text_as_bytes = True
@@ -284,9 +285,11 @@ class StreetSocket:
         if kind is not None and kind is not Any:
             decoder_for(kind)  # now, rather than at the first event
             listener = (kind, handler)
+        if self._close_callbacks is None:
+            return handler  # nothing will happen any more
         handlers = self._handlers
         if handlers is None:
-            return handler  # nothing will happen any more
+            handlers = self._handlers = {}
         listeners = _listeners(handlers.get(event))
         limit = self._context.limits.listeners_per_event
         if len(listeners) >= limit:
@@ -314,12 +317,25 @@ class StreetSocket:
 
         For parts of the library and applications that keep sockets in a registry; a hub binds itself with it.
         """
-        if self._handlers is None:
+        if self._close_callbacks is None:
             self._call_at_close(callback, self)
         else:
             self._close_callbacks += (callback,)
 
-    # --- for the server ---
+    # --- for libraries and the server ---
+
+    def note_abuse(self) -> None:
+        """An event of the peer was refused for a rate that is not its own: that of a channel, say.
+
+        Counts as an event above its own rate does: after ``Limits.rate_grace_s`` of it the socket is closed with 4029.
+        Says nothing to the peer, who may well be waiting for an answer with the id of its event.
+        """
+        context, traffic = self._context, self._traffic
+        if traffic is None:
+            traffic = self._traffic = _Traffic(context.rates)
+        context.counters.events_rate_limited += 1
+        if traffic.rate.refuse(context.rates, context.loop_context.time()) is Verdict.ABUSIVE:
+            self.close(CloseCode.RATE_LIMITED, ABUSIVE_REASON)
 
     def serve(self, handler: Callable[[StreetSocket, Request], object]) -> None:
         """Runs the connection handler; a coroutine becomes a task, which is cancelled when the socket closes.
@@ -336,14 +352,14 @@ class StreetSocket:
         if result is not None and asyncio.iscoroutine(result):
             traffic = self._traffic
             if traffic is None:
-                traffic = self._traffic = _Traffic()
+                traffic = self._traffic = _Traffic(self._context.rates)
             traffic.main = self._context.spawn(self._await_connection(result))
 
     async def _await_connection(self, coroutine: Coroutine[Any, Any, object]) -> None:
         try:
             await coroutine
         except asyncio.CancelledError as error:
-            if self._handlers is None or _is_cancelling():
+            if self._close_callbacks is None or _is_cancelling():
                 raise
             self._connection_failed(error)
         except STOPPING:
@@ -360,12 +376,13 @@ class StreetSocket:
 
     def _on_message(self, data: bytes | bytearray) -> None:
         """A whole message: bytes if it was text, a bytearray if it was binary."""
-        traffic = self._traffic
+        context, traffic = self._context, self._traffic
         if traffic is None:
-            traffic = self._traffic = _Traffic()
-        context = self._context
+            traffic = self._traffic = _Traffic(context.rates)
         context.counters.events_received += 1
-        if not self._within_rate(traffic, len(data)):
+        verdict = traffic.rate.take(context.rates, context.loop_context.time(), len(data))
+        if verdict is not Verdict.TAKEN:
+            self._above_rate(verdict)
             return
         if isinstance(data, bytearray):
             self._malformed(traffic, "an event is a text message, not a binary one")
@@ -396,7 +413,8 @@ class StreetSocket:
                 if more is not None:
                     await more
         except asyncio.CancelledError:
-            if self._handlers is not None:  # somebody else's wish; the events that wait cannot be handled any more
+            if self._close_callbacks is not None:
+                # Somebody else's wish; the events that wait cannot be handled any more.
                 self.close(CloseCode.INTERNAL_ERROR, "internal error")
             raise
         finally:
@@ -404,13 +422,23 @@ class StreetSocket:
             traffic.inbox = None
 
     def _handle(self, traffic: _Traffic, text: bytes) -> Coroutine[Any, Any, None] | None:
-        """Calls the handlers of one event; returns what is left to await, if a handler is a coroutine."""
+        """Gives one event to whom it is for; returns what is left to await, if that is a coroutine."""
         try:
             envelope = decode(text, self._context.limits.json_depth)
         except MalformedMessage as error:
             self._malformed(traffic, str(error))
             return None
         traffic.malformed = 0
+        if self.protocol is not None:
+            try:
+                left = self.protocol.handle(envelope)
+            except STOPPING:
+                raise
+            except BaseException as error:
+                self._handler_failed(envelope.type, error)
+                return None
+            if left is not UNHANDLED:
+                return None if left is None else self._await(envelope.type, left)
         handlers = self._handlers
         if handlers is None:
             return None
@@ -421,9 +449,9 @@ class StreetSocket:
             return None if entry is None else self._call(envelope, entry)
         calls = iter([(listener, False) for listener in _listeners(entry)] + [(one, True) for one in _listeners(every)])
         for listener, whole in calls:
-            left = self._call(envelope, listener, whole)
-            if left is not None:
-                return self._call_rest(envelope, left, calls)
+            rest = self._call(envelope, listener, whole)
+            if rest is not None:
+                return self._call_rest(envelope, rest, calls)
         return None
 
     async def _call_rest(
@@ -459,7 +487,7 @@ class StreetSocket:
         try:
             await coroutine
         except asyncio.CancelledError as error:
-            if self._handlers is None or _is_cancelling():
+            if self._close_callbacks is None or _is_cancelling():
                 raise
             self._handler_failed(event, error)
         except STOPPING:
@@ -484,39 +512,20 @@ class StreetSocket:
         if traffic.malformed >= context.limits.malformed_messages:
             self.close(CloseCode.POLICY_VIOLATION, f"{traffic.malformed} malformed messages in a row")
 
-    def _within_rate(self, traffic: _Traffic, size: int) -> bool:
-        """Takes an event of `size` bytes from both buckets; or, if one has not enough, deals with the abuse."""
-        context = self._context
-        now = context.loop_context.time()
-        messages_full_at = max(traffic.messages_full_at, now)
-        bytes_full_at = max(traffic.bytes_full_at, now)
-        if traffic.abused_since is not None and messages_full_at == bytes_full_at == now:
-            traffic.abused_since = None  # it has been quiet for long enough to fill both buckets
-        messages_full_at += context.message_cost_s
-        bytes_full_at += context.bytes_cost_s * size
-        if messages_full_at - now <= context.message_span_s and bytes_full_at - now <= context.bytes_span_s:
-            traffic.messages_full_at = messages_full_at
-            traffic.bytes_full_at = bytes_full_at
-            return True
-        context.counters.events_rate_limited += 1
-        if traffic.abused_since is None:
-            traffic.abused_since = now
-        elif now - traffic.abused_since >= context.limits.rate_grace_s:
-            self.close(CloseCode.RATE_LIMITED, "too many messages for too long")
-            return False
-        elif now - traffic.told_at < _TELL_AGAIN_S:
-            return False
-        traffic.told_at = now
-        self._emit_error("rate_limited", "too many messages, or too many bytes, per second; this one was dropped")
-        return False
+    def _above_rate(self, verdict: Verdict) -> None:
+        self._context.counters.events_rate_limited += 1
+        if verdict is Verdict.TELL:
+            self._emit_error("rate_limited", DROPPED_MESSAGE)
+        elif verdict is Verdict.ABUSIVE:
+            self.close(CloseCode.RATE_LIMITED, ABUSIVE_REASON)
 
     # --- the end ---
 
     def _on_close(self, code: int, reason: str) -> None:
-        handlers = self._handlers
-        if handlers is None:
+        handlers, callbacks = self._handlers, self._close_callbacks
+        if callbacks is None:
             return
-        self._handlers = None
+        self._handlers = self._close_callbacks = None
         self._ws.on_message = None
         self._ws.on_close = None
         context, traffic = self._context, self._traffic
@@ -528,11 +537,11 @@ class StreetSocket:
                 if task is not None:
                     # Not at once: a coroutine whose event came together with the close shall at least begin.
                     context.loop_context.loop.call_soon(task.cancel)
-        callbacks, self._close_callbacks = self._close_callbacks, ()
         for callback in callbacks:
             self._call_at_close(callback, self)
-        for listener in _listeners(handlers.get("close")):
+        for listener in _listeners(handlers.get("close") if handlers else None):
             self._call_at_close(cast("Handler", listener), code, reason)
+        self.protocol = None  # it knows the socket, most likely
 
     def _call_at_close(self, callback: Handler, *arguments: object) -> None:
         try:
@@ -544,12 +553,6 @@ class StreetSocket:
             return
         if result is not None and asyncio.iscoroutine(result):
             self._context.spawn(self._await("close", result))
-
-
-_ROUNDING_S = 1e-6
-
-_TELL_AGAIN_S = 1.0
-"""A peer above its rate is told so once, and then once in this time."""
 
 
 def _listeners(entry: _Entry | None) -> list[_Listener]:

@@ -16,9 +16,9 @@ import pytest
 from street_fast._core import FrameParser, LoopContext, WebSocket, encode_close, encode_frame
 from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.limits import Limits
-from street_fast.messages import Message
+from street_fast.messages import Envelope, Message
 from street_fast.request import Request
-from street_fast.street_socket import Event, SocketContext, StreetSocket, socket_limits
+from street_fast.street_socket import UNHANDLED, Event, SocketContext, StreetSocket, socket_limits
 from tests.connection_harness import Panic
 
 MASK = b"\x01\x02\x03\x04"
@@ -83,11 +83,11 @@ class Wire(asyncio.Transport):
 class Client:
     """The other end of a StreetSocket."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, **shared: Any) -> None:
         self.limits = Limits(ping_interval_s=None) if limits is None else limits
         self.now = 1_000.0
         loop = asyncio.get_running_loop()
-        self.context = SocketContext(LoopContext(loop, lambda: self.now), self.limits)
+        self.context = SocketContext(LoopContext(loop, lambda: self.now), self.limits, **shared)
         self.wire = Wire(loop)
         self.ws = WebSocket(self.context.loop_context, socket_limits(self.limits))
         self.socket = StreetSocket(self.ws, Request("GET", "/?user=ann"), self.context)
@@ -336,6 +336,89 @@ async def test_the_subprotocol() -> None:
     client = Client()
     ws = WebSocket(client.context.loop_context, socket_limits(client.limits), subprotocol="chat.v2")
     assert StreetSocket(ws, Request("GET", "/"), client.context).subprotocol == "chat.v2"
+
+
+# --- a protocol over the socket -----------------------------------------------------------------------------------
+
+
+class Protocol:
+    """Takes the events that begin with "p", coroutines for "pc"; fails at "pf"."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.gate = asyncio.Event()
+
+    def handle(self, envelope: Envelope) -> Any:
+        if not envelope.type.startswith("p"):
+            return UNHANDLED
+        if envelope.type == "pf":
+            raise Panic("boom")
+        if envelope.type == "pc":
+            return self.later(envelope)
+        self.got.append((envelope.type, envelope.id))
+        return None
+
+    async def later(self, envelope: Envelope) -> None:
+        await self.gate.wait()
+        self.got.append((envelope.type, envelope.id))
+        if envelope.id == "fail":
+            raise RuntimeError("boom")
+
+
+async def test_a_protocol_sees_events_first_and_leaves_others_to_the_handlers() -> None:
+    client = Client()
+    protocol = client.socket.protocol = Protocol()
+    client.send("x")
+    for name in ("p", "x", "*"):
+        client.socket.on(name, protocol.got.append)
+    client.send("p", 1, id=1)
+    client.send("x", 2)
+    assert protocol.got == [("p", 1), 2, Event("x", 2, None, None)]
+    client.socket.protocol = None
+    client.socket.off("*")
+    client.send("p", 3)
+    assert protocol.got[3:] == [3]
+
+
+async def test_a_coroutine_of_the_protocol_makes_later_events_wait(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client()
+    protocol = client.socket.protocol = Protocol()
+    client.socket.on("x", protocol.got.append)
+    for event in ("pc", "p", "x"):
+        client.send(event, 1, id="fail")
+    await settle()
+    assert protocol.got == []
+    protocol.gate.set()
+    await settle()
+    assert protocol.got == [("pc", "fail"), ("p", "fail"), 1]
+    assert not client.context.tasks
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["a handler of event 'pc' failed"]
+
+
+async def test_a_protocol_that_fails_takes_nothing_down(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client()
+    protocol = client.socket.protocol = Protocol()
+    client.socket.on("pf", protocol.got.append)
+    client.send("pf")
+    client.send("p")
+    assert protocol.got == [("p", None)]
+    assert client.context.counters.handler_errors == len(caplog.records) == 1
+    assert not client.socket.closed
+
+
+async def test_what_a_protocol_holds_of_its_socket_is_freed_with_it() -> None:
+    client = Client()
+    protocol = client.socket.protocol = Protocol()
+    protocol.got.append(client.socket)
+    gone = weakref.ref(client.socket)
+    del protocol
+    gc.disable()
+    try:
+        await client.hang_up()
+        del client.socket
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # --- handlers that fail -----------------------------------------------------------------------------------------
@@ -775,6 +858,30 @@ async def test_bursts_with_pauses_are_no_sustained_abuse() -> None:
     await settle()
     assert client.wire.close_frame is None
     assert client.errors == ["rate_limited"] * 10
+
+
+async def test_opening_messages_are_above_the_bucket() -> None:
+    client = Client(Limits(messages_per_second=10, messages_burst=20), opening_messages=8)
+    got: list[int] = []
+    client.socket.on("x", got.append)
+    for number in range(50):
+        client.send("x", number)
+    assert got == list(range(28))
+    client.now += 10
+    for number in range(50):
+        client.send("x", number)
+    assert len(got) == 28 + 20
+
+
+async def test_abuse_that_others_note() -> None:
+    client = Client(Limits(rate_grace_s=5))
+    for _ in range(6):
+        client.socket.note_abuse()
+        client.now += 1
+    await settle()
+    assert client.wire.sent == []
+    assert client.wire.close_frame == (4029, "too many messages for too long")
+    assert client.context.counters.events_rate_limited == 6
 
 
 async def test_rates_can_be_off() -> None:
