@@ -125,6 +125,8 @@ class StreetWebSocketServer:
         self._offered: tuple[str, ...] = ()
         self._fronts: list[Front] = []
         self._http: HttpServer | None = None  # serve()'s own
+        self.opening_messages = 0
+        """For a library that serves here: what a client may send above its rate, once, to take up where it was."""
         self._context: SocketContext | None = None
         self._sockets: dict[WebSocket, StreetSocket] = {}
         self._bare: dict[_CountedWebSocket, asyncio.Task[None] | None] = {}
@@ -406,7 +408,9 @@ class StreetWebSocketServer:
 
     def _socket_context(self) -> SocketContext:
         if self._context is None:
-            self._context = SocketContext(LoopContext.of(), self.limits, self.counters, self._forget)
+            self._context = SocketContext(
+                LoopContext.of(), self.limits, self.counters, self._forget, self.opening_messages
+            )
         return self._context
 
     def _counted_websocket(self, context: SocketContext, acceptance: Acceptance) -> _CountedWebSocket:
