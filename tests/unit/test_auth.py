@@ -36,3 +36,18 @@ def test_an_id_that_is_none(identity):
 def test_roles_that_are_none(roles):
     with pytest.raises(ConfigurationError, match=r"Member\(roles="):
         Member("ada", roles)
+
+
+@pytest.mark.parametrize("moment", [True, "1", float("nan"), float("inf"), [1]])
+def test_a_time_that_is_none(moment):
+    with pytest.raises(ConfigurationError, match=r"Member\(expires_at="):
+        Member("ada", expires_at=moment)
+
+
+def test_when_its_token_ends_is_no_part_of_who_it_is():
+    renewed = Member("ada", expires_at=1_700_000_000.5)
+    assert renewed.expires_at == 1_700_000_000.5
+    assert Member("ada").expires_at is None
+    assert renewed == Member("ada")
+    assert hash(renewed) == hash(Member("ada"))
+    assert dataclasses.replace(renewed, expires_at=None).expires_at is None
