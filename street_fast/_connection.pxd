@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from street_fast._frames cimport Frame, FrameParser
+from street_fast._frames cimport Frame, FrameParser, flag
 from street_fast._wheel cimport Timer, TimerWheel
 
 
@@ -98,6 +98,7 @@ cdef class WebSocketBase(FrameParser):
     cdef uint64_t _id
     cdef double _last_received
     cdef double _ping_sent           # 0: no pong is awaited
+    cdef double _next_heartbeat      # when `heartbeat` is due, if there is one
     cdef double _message_began       # 0: no message is unfinished
     cdef double _deadline            # of closing; 0: none
     cdef double _progress_time       # when the peer last took a byte, while blocked
@@ -105,12 +106,14 @@ cdef class WebSocketBase(FrameParser):
     cdef int _fd                     # -1 unless we may write to it
     cdef int _close_code
     cdef uint8_t _state
-    cdef bint _is_dirty
-    cdef bint _blocked               # the transport has a backlog; the outbox waits for resume_writing()
-    cdef bint _condemned
-    cdef bint _ended                 # the transport was told that nothing more comes
+    cdef flag _is_dirty
+    cdef flag _blocked               # the transport has a backlog; the outbox waits for resume_writing()
+    cdef flag _condemned
+    cdef flag _ended                 # the transport was told that nothing more comes
+    # Sent every ping_interval_s in place of the ping after a silence, for a peer that cannot see pings; else None.
+    cdef public Frame heartbeat
     # Text arrives as (valid UTF-8) bytes, for who decodes JSON; binary then as bytearray, to tell them apart.
-    cdef public bint text_as_bytes
+    cdef public flag text_as_bytes
 
     cdef int push(self, object wire, bint droppable) except -1
     cdef int push_frame(self, Frame frame, bint droppable) except -1

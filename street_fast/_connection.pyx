@@ -444,6 +444,7 @@ cdef class WebSocketBase(FrameParser):
         self._fd = self._find_descriptor(transport)
         transport.set_write_buffer_limits(high=0 if self._fd >= 0 else self._settings.write_soft_bytes)
         self._last_received = context.now()
+        self._next_heartbeat = self._last_received + self._settings.ping_interval_s
         if self.paused:
             transport.pause_reading()
         if head:
@@ -1123,6 +1124,16 @@ cdef class WebSocketBase(FrameParser):
                         CloseCode.ABNORMAL, f"no answer to a ping within {settings.pong_timeout_s:g} s"
                     )
                 wait = min(wait, self._ping_sent + settings.pong_timeout_s - now)
+            if self.heartbeat is not None:
+                if now >= self._next_heartbeat:
+                    self._next_heartbeat = now + settings.ping_interval_s
+                    # A slow peer does not get even more to read. It is judged by what it takes.
+                    if self.push_frame(self.heartbeat, True) and not self._ping_sent and not self.paused:
+                        self._ping_sent = now
+                        wait = min(wait, settings.pong_timeout_s)
+                wait = min(wait, self._next_heartbeat - now)
+            elif self._ping_sent:
+                pass
             elif now - self._last_received >= settings.ping_interval_s:
                 if self.paused:  # no answer can be seen, but if the peer is gone, the write fails
                     self._last_received = now

@@ -230,6 +230,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     """
 
     subprotocol: str | None = None
+    heartbeat: Frame | None = None  # sent every ping_interval_s in place of the ping, for peers that cannot see pings
     text_as_bytes: bool = False  # for those who decode JSON; binary messages are told apart as bytearrays then
 
     def __init__(
@@ -270,6 +271,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._timer: Timer | None = None
         self._last_received = 0.0
         self._ping_sent = 0.0
+        self._next_heartbeat = 0.0
         self._message_began = 0.0
         self._deadline = 0.0  # of closing
         self._progress_time = 0.0  # when the peer last took a byte, while blocked
@@ -296,6 +298,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._fd = self._find_descriptor(transport)
         transport.set_write_buffer_limits(high=0 if self._fd >= 0 else self._limits.write_soft_bytes)
         self._last_received = context.time()
+        self._next_heartbeat = self._last_received + (self._limits.ping_interval_s or 0.0)
         if self.paused:
             transport.pause_reading()
         if head:  # before what was sent before the start
@@ -875,8 +878,19 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         pong_s = self._limits.pong_timeout_s
         if self._ping_sent and (self.paused or self._last_received >= self._ping_sent):
             self._ping_sent = 0.0
+        left = self._ping_sent + pong_s - now if self._ping_sent else _NEVER
+        if left <= 0:
+            return left
+        if self.heartbeat is not None:
+            if now >= self._next_heartbeat:
+                self._next_heartbeat = now + interval_s
+                # A slow peer does not get even more to read. It is judged by what it takes.
+                if self._push_frame(self.heartbeat, droppable=True) and not self._ping_sent and not self.paused:
+                    self._ping_sent = now
+                    left = pong_s
+            return min(left, self._next_heartbeat - now)
         if self._ping_sent:
-            return self._ping_sent + pong_s - now
+            return left
         if now - self._last_received >= interval_s:
             if self.paused:  # no answer can be seen, but if the peer is gone, the write fails
                 self._last_received = now

@@ -8,6 +8,9 @@ cdef extern from "_kernels.h" nogil:
         uint8_t low
         uint8_t high
 
+cdef extern from "<stdbool.h>" nogil:
+    ctypedef bint flag "bool"        # of one byte, where every connection has it
+
 cdef enum:  # RFC 6455 section 5.2
     CONTINUATION = 0x0
     TEXT = 0x1
@@ -39,14 +42,14 @@ cdef class FrameParser:
     cdef uint8_t _message_opcode     # of the message that is being received, 0 between messages
     cdef uint8_t _masked
     cdef sf_utf8 _utf8
-    cdef bint _in_payload
-    cdef bint _parsing
-    cdef bint _message_compressed
-    cdef bint _not_ascii
-    cdef bint _allow_rsv1
-    cdef readonly bint client
-    cdef readonly bint halted
-    cdef readonly bint paused
+    cdef flag _in_payload
+    cdef flag _parsing
+    cdef flag _message_compressed
+    cdef flag _not_ascii
+    cdef flag _allow_rsv1
+    cdef readonly flag client
+    cdef readonly flag halted
+    cdef readonly flag paused
 
     cdef void stop(self) noexcept
     cdef int parse(self, uint8_t* data, Py_ssize_t size) except -1

@@ -244,6 +244,87 @@ class TestHeartbeat:
         world.advance(20.1)
         assert not c.ws.closed
 
+    def test_a_heartbeat_of_ones_own_comes_in_place_of_the_ping(self, core, world):
+        c = world.connect()
+        c.ws.heartbeat = core.Frame.text("beat")
+        world.advance(24.9)
+        assert c.sent == []
+        world.advance(0.3)
+        assert c.sent == [(TEXT, b"beat")]
+        world.advance(19.7)
+        assert not c.transport.aborted
+        world.advance(0.5)
+        assert c.sent == [(TEXT, b"beat")]
+        assert [code for code, _ in c.ends] == [1006]
+        assert "20 s" in c.ends[0][1]
+
+    def test_a_heartbeat_is_sent_to_who_talks_too_and_any_byte_answers_it(self, core, world):
+        c = world.connection()
+        c.ws.heartbeat = core.Frame.text("beat")
+        c.ws.start(c.transport)
+        for _ in range(25):
+            world.advance(4.0)
+            c.arrive(text("x"))
+            world.advance(6.1)
+        assert c.sent == [(TEXT, b"beat")] * 10
+        assert not c.ws.closed
+
+    def test_heartbeats_that_come_faster_than_answers_must(self, core, world):
+        """Each is sent, and the first that is not answered counts."""
+        c = world.connect(Limits(ping_interval_s=6.0, pong_timeout_s=20.0))
+        c.ws.heartbeat = core.Frame.text("beat")
+        world.advance(6.3)
+        c.arrive(text("x"))
+        world.advance(25.0)
+        assert not c.transport.aborted
+        assert len(c.sent) == 5
+        world.advance(1.5)
+        assert c.transport.aborted
+
+    def test_a_slow_peer_gets_no_heartbeats_and_need_not_answer_them(self, core, world):
+        c = world.connect(Limits(write_soft_bytes=1_000, write_hard_bytes=100_000, write_stall_timeout_s=1_000))
+        c.ws.heartbeat = core.Frame.text("beat")
+        c.block()
+        c.ws.send(bytes(100))
+        for _ in range(10):
+            world.advance(10.0)
+            c.transport.take(1)
+        assert not c.ws.closed
+        assert world.context.stats()["messages_dropped"] == 3
+        c.transport.take(None)
+        world.advance(26.0)
+        assert [data for opcode, data in c.sent if opcode == TEXT] == [b"beat"]
+
+    def test_a_heartbeat_while_we_do_not_read_demands_no_answer(self, core, world):
+        c = world.connect()
+        c.ws.heartbeat = core.Frame.text("beat")
+        c.ws.pause_reading()
+        world.advance(102.0)
+        assert c.sent == [(TEXT, b"beat")] * 4
+        c.ws.resume_reading()
+        world.advance(24.0)
+        assert not c.ws.closed
+        world.advance(22.0)
+        assert c.ws.closed
+
+    def test_a_heartbeat_can_be_set_and_taken_back_at_any_time(self, core, world):
+        c = world.connect()
+        world.advance(30.0)
+        c.arrive(frame(PONG))
+        c.ws.heartbeat = core.Frame.text("beat")
+        world.advance(25.1)
+        assert c.sent == [(PING, b""), (TEXT, b"beat")]
+        c.arrive(frame(PONG))
+        c.ws.heartbeat = None
+        world.advance(25.1)
+        assert c.sent == [(PING, b""), (TEXT, b"beat"), (PING, b"")]
+
+    def test_the_heartbeat_of_a_client_is_masked(self, core, world):
+        c = world.connect(client=True)
+        c.ws.heartbeat = core.Frame.text("beat")
+        world.advance(25.1)
+        assert c.sent == [(TEXT, b"beat")]
+
     def test_off(self, world):
         c = world.connect(Limits(ping_interval_s=None))
         world.advance(1_000.0)
