@@ -11,10 +11,16 @@ turn, so that all get both, in the same order.
 
 Presence and typing events go to peers that are not slow: they are droppable. Typing ends by itself after
 ``typing_ttl_ms`` without a refresh. A hub belongs to one event loop; from another thread, `loop.call_soon_threadsafe`.
+
+Presence comes as ``presence:join`` and ``presence:leave`` at once; or, with ``presence_interval_s``, as ``presence``
+events with the differences of that time, so that ten thousand joins are not ten thousand events to ten thousand peers.
+Such a difference is not netted: whoever came or went is in it, as joined or left by how it ended. So it may follow a
+list of members that was taken meanwhile, and the list is right afterwards.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -27,14 +33,14 @@ from street_fast._core import LoopContext, fan_out
 from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.limits import Limits, checked_limits
 from street_fast.messages import UNSET, Message, decode_data, encode
-from street_fast.presence import Difference, Presence
+from street_fast.presence import Difference, Presence, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from street_fast._core import Timer, TimerWheel
 
-__all__ = ["ChannelHub", "Peer"]
+__all__ = ["ChannelHub", "ChannelWatcher", "Peer"]
 
 logger = logging.getLogger("street_fast")
 
@@ -61,6 +67,22 @@ class Peer(Protocol):
         """Call `callback(self)` once, when the connection has ended; now, if it has."""
 
 
+class ChannelWatcher(Protocol):
+    """Who carries the channels of a hub beyond it; see `ChannelHub.watcher`."""
+
+    def channel_opened(self, channel: str) -> None:
+        """The first connection joins `channel`."""
+
+    def channel_closed(self, channel: str) -> None:
+        """The last connection has left `channel`."""
+
+    def member_joined(self, channel: str, member_id: str, info: bytes | None) -> None:
+        """The member has its first connection in `channel`; `info` is JSON."""
+
+    def member_left(self, channel: str, member_id: str) -> None:
+        """The last connection of the member has left `channel`."""
+
+
 class _Subscriber:
     """One connection that is bound to the hub."""
 
@@ -83,14 +105,21 @@ class ChannelHub:
     Names of channels and ids of members are strings of 1 to ``limits.channel_name_bytes`` bytes of UTF-8 without
     control characters. What the hub refuses raises ValueError, or its subclass LimitExceeded, and changes nothing.
 
+    `presence_interval_s` is None, or the least time between two ``presence`` events of a channel: ``{"joined", "left",
+    "memberCount"}``, the latter alone while there are more than ``limits.presence_members``.
+
     `wheel` keeps the time of typing (default: the one of the running loop); `clock_ms` stamps messages (default: the
     time of day in milliseconds).
     """
+
+    watcher: ChannelWatcher | None = None
+    """Who is told which channels and members there are here. For libraries."""
 
     def __init__(
         self,
         *,
         typing_ttl_ms: float = 5_000,
+        presence_interval_s: float | None = None,
         limits: Limits | None = None,
         wheel: TimerWheel | None = None,
         clock_ms: Callable[[], int] | None = None,
@@ -105,6 +134,10 @@ class ChannelHub:
         self._wheel = wheel
         self._clock_ms = clock_ms if clock_ms is not None else _time_of_day_ms
         self._presence = Presence()
+        self._presence_interval_s: float | None = None
+        self._changed: dict[str, dict[str, None]] = {}  # who came or went since the last event, by channel
+        self._presence_timer: Timer | None = None
+        self._unaware: dict[str, set[object]] = {}  # sinks that are not told who is there, by channel
         self._channels: dict[str, _Sinks] = {}
         self._subscribers: dict[str, _Subscriber] = {}  # by connection id, until it closes
         self._typing_timers: dict[tuple[str, str], Timer] = {}
@@ -113,23 +146,26 @@ class ChannelHub:
         # One bound method for all connections and timers, instead of one for each.
         self._on_closed: Callable[[Peer], None] = self._closed
         self._on_typing_expired: Callable[[tuple[str, str]], None] = self._typing_expired
+        if presence_interval_s is not None:
+            self.batch_presence(presence_interval_s)
 
     # --- members ---
 
-    def join(self, channel: str, member_id: str, conn: Peer, info: Any = None) -> bool:
+    def join(self, channel: str, member_id: str, conn: Peer, info: Any = None, *, presence: bool = True) -> bool:
         """Subscribe `conn` to `channel` as `member_id`; True if the member was not present before.
 
         Then the other connections get ``presence:join`` with ``{"memberId", "info"?}``. `info` is any JSON up to
         ``limits.presence_info_bytes``; the one given when a member becomes present stands until it is absent again.
         A connection may join as several members. It leaves everything when it closes, as with `bind`. Joining again
-        changes nothing, and neither does a closed connection.
+        changes nothing, and neither does a closed connection; except that `presence`, whether the connection is told
+        who comes, goes and types in the channel, is as the last join said.
 
         Raises:
             ValueError: a bad channel name, member id or info.
             LimitExceeded: the connection has ``limits.channels_per_connection`` memberships already.
         """
-        self._check_name("channel name", channel)
-        self._check_name("member id", member_id)
+        self.check_name("channel name", channel)
+        self.check_name("member id", member_id)
         written = self._write_info(member_id, info)
         if conn.closed:
             return False
@@ -137,18 +173,26 @@ class ChannelHub:
         sinks = self._channels.get(channel)
         members = () if sinks is None else sinks.get(subscriber.sink, ())
         if member_id in members:
+            self._set_aware(channel, subscriber.sink, presence)
             return False
         if subscriber.memberships >= self._limits.channels_per_connection:
             raise LimitExceeded(
                 f"connection {conn.id} cannot join channel {channel!r}: it is in {subscriber.memberships} already, and "
                 f"Limits.channels_per_connection allows no more"
             )
+        watcher = self.watcher
         if sinks is None:
             sinks = self._channels[channel] = {}
+            if watcher is not None:
+                watcher.channel_opened(channel)
         sinks[subscriber.sink] = (*members, member_id)
         subscriber.channels[channel] = None
         subscriber.memberships += 1
+        self._set_aware(channel, subscriber.sink, presence)
         joined = self._presence.join(channel, member_id, written)
+        if watcher is not None and self._presence.connections(channel, member_id) == 1:
+            told = self._presence.info(channel, member_id)
+            watcher.member_joined(channel, member_id, None if told is None else bytes(told))
         if joined is None:
             return False
         self._announce(channel, joined, skip=subscriber.sink)
@@ -177,7 +221,36 @@ class ChannelHub:
         if not conn.closed:
             self._subscriber(conn)
 
+    def members_changed(self, channel: str, joined: list[tuple[str, bytes | None]], left: list[str]) -> None:
+        """Members, with their info as JSON, that came to be or ceased to be present somewhere beyond this hub.
+
+        For whoever watches the hub. Nobody beyond is present in a channel that has no connection here.
+        """
+        if channel not in self._channels:
+            return
+        for member_id, info in joined:
+            appeared = self._presence.appear(channel, member_id, None if info is None else msgspec.Raw(info))
+            if appeared is not None:
+                self._announce(channel, appeared)
+        for member_id in left:
+            for change in self._presence.disappear(channel, member_id):
+                self._announce(channel, change)
+
+    def batch_presence(self, interval_s: float) -> None:
+        """From now on, presence comes in differences, at most every `interval_s`. Raises ConfigurationError."""
+        if isinstance(interval_s, bool) or not isinstance(interval_s, int | float) or not 0 < interval_s <= 3_600:
+            raise ConfigurationError(
+                f"presence_interval_s={interval_s!r}: must be a number of seconds above 0 and at most 3600, or None"
+            )
+        self._presence_interval_s = interval_s
+
     # --- messages ---
+
+    def deliver(self, channel: str, message: Message, skip: object = None) -> None:
+        """Send a message that was built elsewhere to the connections of `channel`; `skip`: a sink, or a set of them."""
+        sinks = self._channels.get(channel)
+        if sinks is not None:
+            self._send(sinks, message, skip)
 
     def publish(
         self,
@@ -196,7 +269,7 @@ class ChannelHub:
         """
         sinks = self._channels.get(channel)
         if sinks is None:
-            self._check_name("channel name", channel)
+            self.check_name("channel name", channel)
             return 0
         skip: set[object] = set()
         if except_conn_id is not None:
@@ -248,9 +321,30 @@ class ChannelHub:
             for member in self._presence.describe(channel)
         ]
 
+    def roll(self, channel: str) -> dict[str, Any]:
+        """Who is present, for a client: ``{"members"}`` as in `members`, or ``{"memberCount"}`` if they are many.
+
+        Many is above ``limits.presence_members``, or so much JSON that a slow client would be evicted for it.
+        """
+        count = self._presence.count(channel)
+        if count <= self._limits.presence_members:
+            written = encode(self._presence.describe(channel))
+            if len(written) <= self._limits.write_hard_bytes // 4:
+                return {"members": msgspec.Raw(written)}
+        return {"memberCount": count}
+
     def is_present(self, channel: str, member_id: str) -> bool:
         """Whether the member has a connection in the channel."""
         return self._presence.is_present(channel, member_id)
+
+    def is_joined(self, channel: str, member_id: str, conn: Peer) -> bool:
+        """Whether this connection is in the channel as that member."""
+        return member_id in self._channels.get(channel, _NO_SINKS).get(conn.sink, ())
+
+    def channels_of(self, conn: Peer) -> list[str]:
+        """The names of the channels that the connection is in."""
+        subscriber = self._known(conn)
+        return [] if subscriber is None else list(subscriber.channels)
 
     def member_count(self, channel: str) -> int:
         """How many members are present."""
@@ -268,9 +362,8 @@ class ChannelHub:
         """The names of all channels with members."""
         return list(self._channels)
 
-    # --- inside ---
-
-    def _check_name(self, what: str, name: str) -> None:
+    def check_name(self, what: str, name: str) -> None:
+        """Raises ValueError for what is no name of a channel and no id of a member; `what` says which is meant."""
         limit = self._limits.channel_name_bytes
         if (
             not isinstance(name, str)
@@ -281,6 +374,8 @@ class ChannelHub:
             raise ValueError(
                 f"{what} {_shortened(name)}: must be a str of 1 to {limit} bytes in UTF-8 without control characters"
             )
+
+    # --- inside ---
 
     def _write_info(self, member_id: str, info: Any) -> msgspec.Raw | None:
         """`info` as JSON, so that nobody can change it any more."""
@@ -326,9 +421,16 @@ class ChannelHub:
         else:
             del sinks[subscriber.sink]
             del subscriber.channels[channel]
-            if not sinks:
-                del self._channels[channel]
+            self._set_aware(channel, subscriber.sink, True)
         changes = self._presence.leave(channel, member_id)
+        if self.watcher is not None and not self._presence.connections(channel, member_id):
+            self.watcher.member_left(channel, member_id)
+        if not sinks:
+            del self._channels[channel]
+            self._presence.disappear_all(channel)
+            self._changed.pop(channel, None)
+            if self.watcher is not None:
+                self.watcher.channel_closed(channel)
         if not changes:
             return False
         timer = self._typing_timers.pop((channel, member_id), None)
@@ -345,7 +447,8 @@ class ChannelHub:
             return LoopContext.of().wheel
         except RuntimeError:
             raise RuntimeError(
-                "set_typing() needs a running event loop to end the typing in time; elsewhere use ChannelHub(wheel=...)"
+                "set_typing(), and presence in differences, need a running event loop to keep the time; elsewhere use "
+                "ChannelHub(wheel=...)"
             ) from None
 
     def _typing_expired(self, key: tuple[str, str]) -> None:
@@ -355,10 +458,53 @@ class ChannelHub:
         if change is not None:
             self._announce(channel, change)
 
+    def _set_aware(self, channel: str, sink: object, aware: bool) -> None:
+        """Note whether a sink is told who is there."""
+        if not aware:
+            self._unaware.setdefault(channel, set()).add(sink)
+        elif self._unaware and channel in self._unaware:
+            unaware = self._unaware[channel]
+            unaware.discard(sink)
+            if not unaware:
+                del self._unaware[channel]
+
     def _announce(self, channel: str, change: Difference, skip: object = None) -> None:
         sinks = self._channels.get(channel)
-        if sinks is not None and (len(sinks) > 1 or skip not in sinks):
-            self._send(sinks, Message(change.type, channel, change.data, self._clock_ms()), skip, droppable=True)
+        if sinks is None:
+            return
+        if self._presence_interval_s is not None and change.type != "typing":
+            self._changed.setdefault(channel, {})[change.data["memberId"]] = None
+            if self._presence_timer is None:
+                self._presence_timer = self._timers().schedule(self._presence_interval_s, self._tell_presence)
+        elif len(sinks) > 1 or skip not in sinks:
+            unaware = self._unaware.get(channel)
+            message = Message(change.type, channel, change.data, self._clock_ms())
+            self._send(sinks, message, skip if unaware is None else {*unaware, skip}, droppable=True)
+
+    def _tell_presence(self, _: object) -> None:
+        """Send the differences of the channels that have some; of many channels, some now and the rest in a moment."""
+        self._presence_timer = None
+        for channel in list(itertools.islice(self._changed, _CHANNELS_AT_ONCE)):
+            changed = self._changed.pop(channel)
+            sinks = self._channels[channel]
+            if len(sinks) == 1 and changed.keys() <= set(*sinks.values()):
+                continue  # it is alone with itself
+            self._send(sinks, self._difference(channel, changed), self._unaware.get(channel), droppable=True)
+        if self._changed:
+            self._presence_timer = self._timers().schedule(0, self._tell_presence)
+
+    def _difference(self, channel: str, changed: Iterable[str]) -> Message:
+        """The ``presence`` event about those who came or went."""
+        presence = self._presence
+        count: dict[str, Any] = {"memberCount": presence.count(channel)}
+        if presence.count(channel) <= self._limits.presence_members:
+            here = [member_id for member_id in changed if presence.is_present(channel, member_id)]
+            joined = [describe(member_id, presence.info(channel, member_id)) for member_id in here]
+            left = [{"memberId": member_id} for member_id in changed if not presence.is_present(channel, member_id)]
+            message = Message("presence", channel, {"joined": joined, "left": left, **count})
+            if len(message.json) <= self._limits.write_hard_bytes // 4:
+                return message
+        return Message("presence", channel, count)
 
     def _send(self, sinks: _Sinks, message: Message, skip: object, droppable: bool = False) -> None:
         others = fan_out(sinks, message.frame, skip, droppable)
@@ -383,6 +529,11 @@ class ChannelHub:
             except BaseException:
                 logger.exception("connection %s: deliver() failed, for %r", peer.id, message)
 
+
+_NO_SINKS: _Sinks = {}
+
+_CHANNELS_AT_ONCE = 1_000
+"""How many channels are told of their differences before the loop gets its turn."""
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and what is not in UTF-8
 

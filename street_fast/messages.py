@@ -5,7 +5,9 @@ decoded to the type that is wanted (`decode_data`). ``payload`` is accepted for 
 
 Out: a `Message` is written once by orjson and framed once, whatever the number of its readers. ``data`` may be
 anything orjson writes (str, int, dict, list, dataclass, datetime, UUID, ...), a msgspec Struct or whatever else
-msgspec writes, or a `msgspec.Raw`, which is spliced in as it is.
+msgspec writes, or a `msgspec.Raw`, which is spliced in as it is. The message of a publish is written in two steps: the
+`publication_payload` without its closing brace, by the node that takes it, and the end, by each node that delivers it
+(`publication`). So what a client publishes is never parsed and written anew.
 
 `decode` wants valid UTF-8, which is what a WebSocket text message is; it does not look for bad bytes inside
 ``data``. A Raw keeps the whole message that it was cut from alive.
@@ -30,11 +32,14 @@ __all__ = [
     "ErrorCode",
     "MalformedMessage",
     "Message",
+    "WrittenMessage",
     "decode",
     "decode_data",
     "decoder_for",
     "encode",
     "error_message",
+    "publication",
+    "publication_payload",
 ]
 
 UNSET: Final = msgspec.UNSET
@@ -71,6 +76,9 @@ class Envelope(msgspec.Struct, gc=False):
     data: msgspec.Raw | msgspec.UnsetType = UNSET
     payload: msgspec.Raw | msgspec.UnsetType = UNSET
     id: _Id = None
+    token: str | None = None
+    since: str | None = None
+    key: str | None = None
 
     @property
     def raw_data(self) -> msgspec.Raw | msgspec.UnsetType:
@@ -162,11 +170,12 @@ def encode(value: object) -> bytes:
 class Message:
     """One message to clients, for any number of them. Treat it as frozen, and its data too.
 
-    `ts` is milliseconds since the epoch; `data` is UNSET when the message has none. Raises TypeError for a `type` that
-    is no str.
+    `ts` is milliseconds since the epoch; `data` is UNSET when the message has none. `position` is where a client that
+    has seen the message stands in the history of its channel, as text, or None. Raises TypeError for a `type` that is
+    no str.
     """
 
-    __slots__ = ("_frame", "_json", "channel", "data", "id", "ts", "type")
+    __slots__ = ("_event", "_frame", "_json", "channel", "data", "id", "position", "ts", "type")
 
     def __init__(
         self,
@@ -183,8 +192,10 @@ class Message:
         self.data = data
         self.ts = ts
         self.id = id
+        self.position: str | None = None
         self._json: bytes | None = None
         self._frame: Frame | None = None
+        self._event: bytes | None = None
 
     @property
     def json(self) -> bytes:
@@ -215,8 +226,59 @@ class Message:
             frame = self._frame = Frame.text(self.json)
         return frame
 
+    @property
+    def event(self) -> bytes:
+        """The Server-Sent Event: the JSON as ``data:``, and the position, if there is one, as ``id:``."""
+        event = self._event
+        if event is None:
+            json = self.json
+            if b"\n" in json or b"\r" in json:  # between tokens of what a client wrote, where a space says the same
+                json = json.translate(_LINE_ENDS_TO_SPACES)
+            head = b"" if self.position is None else b"id: %b\n" % self.position.encode()
+            event = self._event = b"%bdata: %b\n\n" % (head, json)
+        return event
+
     def __repr__(self) -> str:
         return f"<Message {self.type!r}{'' if self.channel is None else f' channel={self.channel!r}'}>"
+
+
+_LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
+
+
+class WrittenMessage(Message):
+    """A message whose JSON is there already; `data`, `ts` and `id` are in it, and nowhere else."""
+
+    __slots__ = ()
+
+    data = UNSET
+    ts = None
+    id = None
+
+    def __init__(self, type: str, channel: str | None, json: bytes, position: str | None = None) -> None:  # noqa: A002
+        self.type = type
+        self.channel = channel
+        self.position = position
+        self._json = json
+        self._frame = None
+        self._event = None
+
+
+def publication_payload(channel: str, data: bytes | msgspec.Raw, ts: int, sender: str | None) -> bytes:
+    """``{"type":"message","channel","data","ts","from"?``, without the closing brace; `data` is JSON."""
+    if sender is None:
+        return b'{"type":"message","channel":%b,"data":%b,"ts":%d' % (orjson.dumps(channel), data, ts)
+    return b'{"type":"message","channel":%b,"data":%b,"ts":%d,"from":%b' % (
+        orjson.dumps(channel),
+        data,
+        ts,
+        orjson.dumps(sender),
+    )
+
+
+def publication(channel: str, payload: bytes, position: str | None) -> WrittenMessage:
+    """The ``message`` event of a `publication_payload`."""
+    json = payload + b"}" if position is None else b'%b,"position":"%b"}' % (payload, position.encode())
+    return WrittenMessage("message", channel, json, position)
 
 
 def error_message(

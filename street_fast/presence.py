@@ -1,8 +1,8 @@
 """Who is in which channel, and who is typing there: plain state, and the differences that others are to hear of.
 
 Presence is counted by connection: a member is present from its first `join` to its last `leave`, so that a second tab
-or an overlapping reconnect makes no difference to anybody. The caller joins and leaves once per connection, or per
-node, or whatever it counts. Nothing is kept about a channel without members.
+or an overlapping reconnect makes no difference to anybody. Besides its connections here it may be elsewhere, on other
+nodes, which counts once (`appear`, `disappear`). Nothing is kept about a channel without members.
 
 Every change returns what changed, ready to be sent: no I/O, no clock and no connection are known here. That typing
 ends by itself after a while is for the caller to arrange, with `set_typing(..., False)`.
@@ -23,10 +23,11 @@ class Difference(NamedTuple):
 
 
 class _Member:
-    __slots__ = ("count", "info")
+    __slots__ = ("count", "elsewhere", "info")
 
-    def __init__(self, info: Any) -> None:
-        self.count = 1
+    def __init__(self, info: Any, count: int, elsewhere: bool) -> None:
+        self.count = count
+        self.elsewhere = elsewhere
         self.info = info
 
 
@@ -50,7 +51,7 @@ class Presence:
         if member is not None:
             member.count += 1
             return None
-        members[member_id] = _Member(info)
+        members[member_id] = _Member(info, 1, False)
         return Difference("presence:join", describe(member_id, info))
 
     def leave(self, channel: str, member_id: str) -> list[Difference]:
@@ -61,11 +62,35 @@ class Presence:
         members = self._members[channel]
         member = members[member_id]
         member.count -= 1
-        if member.count:
+        return [] if member.count or member.elsewhere else self._gone(channel, member_id)
+
+    def appear(self, channel: str, member_id: str, info: Any = None) -> Difference | None:
+        """Note that the member is elsewhere, too; the difference is that it is now present. Again is once."""
+        members = self._members.setdefault(channel, {})
+        member = members.get(member_id)
+        if member is None:
+            members[member_id] = _Member(info, 0, True)
+            return Difference("presence:join", describe(member_id, info))
+        member.elsewhere = True
+        return None
+
+    def disappear(self, channel: str, member_id: str) -> list[Difference]:
+        """Take back `appear`; the differences are as with `leave`. Who never appeared is not missed."""
+        member = self._members.get(channel, {}).get(member_id)
+        if member is None or not member.elsewhere:
             return []
+        member.elsewhere = False
+        return [] if member.count else self._gone(channel, member_id)
+
+    def disappear_all(self, channel: str) -> None:
+        """Take back every `appear` in the channel, without a word: nobody is there who could hear of it."""
+        for member_id in self.ids(channel):
+            self.disappear(channel, member_id)
+
+    def _gone(self, channel: str, member_id: str) -> list[Difference]:
         stopped = self.set_typing(channel, member_id, False)
-        del members[member_id]
-        if not members:
+        member = self._members[channel].pop(member_id)
+        if not self._members[channel]:
             del self._members[channel]
         left = Difference("presence:leave", describe(member_id, member.info))
         return [left] if stopped is None else [stopped, left]
@@ -92,6 +117,11 @@ class Presence:
     def is_typing(self, channel: str, member_id: str) -> bool:
         return member_id in self._typing.get(channel, ())
 
+    def connections(self, channel: str, member_id: str) -> int:
+        """How many connections the member has here."""
+        member = self._members.get(channel, {}).get(member_id)
+        return 0 if member is None else member.count
+
     def count(self, channel: str) -> int:
         """How many members are present."""
         return len(self._members.get(channel, ()))
@@ -99,6 +129,10 @@ class Presence:
     def ids(self, channel: str) -> list[str]:
         """The ids of all members, in the order in which they became present."""
         return list(self._members.get(channel, ()))
+
+    def info(self, channel: str, member_id: str) -> Any:
+        """What a member that is present tells about itself. Raises KeyError if it is not."""
+        return self._members[channel][member_id].info
 
     def describe(self, channel: str) -> list[dict[str, Any]]:
         """All members as the events describe them: ``{"memberId", "info"?}``."""
