@@ -11,7 +11,8 @@
   closing, a time without progress, after which the connection is aborted.
 * A refusal ends the connection, and nothing that came behind the request is looked at. The client may still be
   sending; it is read and forgotten for a moment, because closing on unread bytes would take the answer away from it.
-* Whoever takes the transport over gets it with the bytes that came behind the request. Nothing of HTTP stays.
+* Whoever takes the transport over gets it with the bytes that came behind the request. Nothing of HTTP stays. An
+  `SseStream` that a handler returns does so too, and nobody looks at what came behind its request.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from street_fast.errors import CloseCode, ConnectionClosed, HandshakeRefused
 from street_fast.handshake import Upgrade, refusal
 from street_fast.http1 import RequestReader
 from street_fast.request import Request, Response
+from street_fast.sse import SseStream
 
 if TYPE_CHECKING:
     from street_fast._core import LoopContext, Timer
     from street_fast.http_server import HttpServer
 
-__all__ = ["Handler", "HttpConnection", "UpgradeHandler"]
+__all__ = ["Handler", "HttpConnection", "UpgradeHandler", "as_response"]
 
 logger = logging.getLogger("street_fast")
 
@@ -263,6 +265,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _task_done(self, task: asyncio.Future[Any]) -> None:
         if self._task is not task:  # the client is gone, and the task was cancelled
+            if not task.cancelled() and task.exception() is None and isinstance(task.result(), SseStream):
+                task.result().abort()
             return
         self._task = None
         error = asyncio.CancelledError("the handler was cancelled") if task.cancelled() else task.exception()
@@ -273,12 +277,39 @@ class HttpConnection(asyncio.Protocol):
         self._advance()
 
     def _respond_with(self, result: object) -> None:
+        if isinstance(result, SseStream):
+            self._stream(result)
+            return
         try:
-            response = _as_response(result)
+            response = as_response(result)
         except Exception as error:
             self._failed(error)
         else:
             self.respond(response)
+
+    def _stream(self, stream: SseStream) -> None:
+        """Let `stream` be the answer: HEAD gets its head; otherwise it takes the connection over."""
+        if stream.started:
+            self._failed(RuntimeError(f"{stream!r} is the answer to another request; make one for each"))
+            return
+        try:
+            head = stream.head()
+        except ValueError as error:
+            stream.abort()
+            self._failed(error)
+            return
+        if self._request is not None and self._request.method == "HEAD":
+            stream.abort()
+            self._request = None
+            self._write(head)
+            self._close(linger=self._reader.begun)
+        elif self._half_closed or self._transport.is_closing():
+            stream.abort()
+            self._close()
+        else:
+            self._server.stream_begins(stream)  # before the server may find that nobody is left
+            transport, _ = self.release()
+            stream.start(transport, head, self._context)
 
     def _failed(self, error: BaseException) -> None:
         logger.error("the handler of %r failed", self._request, exc_info=error)
@@ -416,7 +447,8 @@ async def _wait(result: Awaitable[Any]) -> Any:
     return await result
 
 
-def _as_response(result: object) -> Response:
+def as_response(result: object) -> Response:
+    """What a handler returned, as a Response. Raises TypeError for anything that cannot be one."""
     if isinstance(result, Response):
         return result
     if isinstance(result, str):
@@ -425,7 +457,8 @@ def _as_response(result: object) -> Response:
         return Response.json(result)
     if isinstance(result, (bytes, bytearray, memoryview)):
         return Response(200, bytes(result), [("Content-Type", "application/octet-stream")])
-    raise TypeError(f"a handler returned {type(result).__name__}: must be Response, str, bytes, dict or list")
+    kinds = "Response, SseStream, str, bytes, dict or list"
+    raise TypeError(f"a handler returned {type(result).__name__}: must be {kinds}")
 
 
 def _internal_error() -> Response:

@@ -7,6 +7,9 @@ A connection is an unfinished handshake until its request is all there. While th
 ``unfinished_handshakes``, the oldest are dropped as long as they are older than a second, so that a flood of
 connections that say nothing does not keep others out. A complete request waits for our answer and not for the peer:
 it is bounded by its deadline, and by what the server that gets it admits.
+
+A handler may answer with an `SseStream`, which then has the connection to itself, until the client goes or the server
+closes: streams are closed with the server, whatever the shutdown hooks have left of them.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from street_fast.request import Request, Response
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from street_fast.sse import SseStream
+
 __all__ = ["HttpServer", "check_path"]
 
 logger = logging.getLogger("street_fast")
@@ -45,9 +50,9 @@ _NEVER_DROPPED_S = 1.0  # an unfinished handshake younger than this
 class HttpServer:
     """An HTTP/1.1 server for a few routes, and the place to attach a WebSocket server to.
 
-    A handler gets the `Request` and returns a `Response`, or a str (plain text), bytes, dict or list (JSON); it may
-    be a coroutine function. One that raises is logged and answered with 500. Unknown paths get 404, other methods 405;
-    HEAD is answered by the handler of GET. Raises ConfigurationError for `limits` that are none.
+    A handler gets the `Request` and returns a `Response`, a str (plain text), bytes, dict or list (JSON), or an
+    `SseStream`; it may be a coroutine function. One that raises is logged and answered with 500. Unknown paths get 404,
+    other methods 405; HEAD is answered by the handler of GET. Raises ConfigurationError for `limits` that are none.
     """
 
     def __init__(self, *, limits: Limits | None = None) -> None:
@@ -55,10 +60,13 @@ class HttpServer:
         self.accepting = False  # whether it listens; answers say ``Connection: close`` when it does not
         self._routes: dict[str, dict[str, Handler]] = {}
         self._upgrades: dict[str, UpgradeHandler] = {}
+        self._startup_hooks: list[Callable[[], Awaitable[None]]] = []
         self._shutdown_hooks: list[Callable[[], Awaitable[None]]] = []
+        self._starting = asyncio.Lock()
         self._listeners: list[asyncio.AbstractServer] = []
         self._unix_sockets: list[tuple[str, os.stat_result]] = []
         self._connections: set[HttpConnection] = set()
+        self._streams: set[SseStream] = set()
         self._unfinished: OrderedDict[HttpConnection, None] = OrderedDict()
         self._closing = False
         self._closed: asyncio.Event = asyncio.Event()
@@ -91,6 +99,13 @@ class HttpServer:
         if path in self._upgrades:
             raise ConfigurationError(f"upgrade(path={path!r}): a WebSocket server is attached to this path already")
         self._upgrades[path] = handler
+
+    def on_startup(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await `callback()` in `listen()`, once, before anybody can connect; in the order of registration.
+
+        What it raises, `listen` raises, and it is called again by the next.
+        """
+        self._startup_hooks.append(callback)
 
     def on_shutdown(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback()` in `close()`, before connections are dropped; in the order of registration."""
@@ -137,6 +152,7 @@ class HttpServer:
         path = _check_address(host, port, uds)
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise ConfigurationError(f"listen(ssl={ssl!r}): must be an ssl.SSLContext with the certificate, or None")
+        await self.start()
         loop = asyncio.get_running_loop()
         context = LoopContext.of(loop)
         options: dict[str, Any] = {"backlog": backlog}
@@ -164,6 +180,13 @@ class HttpServer:
             raise listen_error(error, host, port, path) from error
         self._listeners.append(listener)
 
+    async def start(self) -> None:
+        """Run the startup hooks that have not been run. `listen` does so."""
+        async with self._starting:
+            while self._startup_hooks:
+                await self._startup_hooks[0]()
+                del self._startup_hooks[0]
+
     @property
     def sockets(self) -> list[Any]:
         """The listening sockets."""
@@ -183,7 +206,7 @@ class HttpServer:
 
     @property
     def connection_count(self) -> int:
-        """Connections that speak HTTP at this moment; those that became WebSockets do not count."""
+        """Connections that speak HTTP at this moment; those that became WebSockets or streams do not count."""
         return len(self._connections)
 
     # --- the end ---
@@ -201,7 +224,8 @@ class HttpServer:
             connection.close_if_idle()
 
     async def close(self) -> None:
-        """Stop accepting, run the shutdown hooks, let requests in progress finish, then drop what is left.
+        """Stop accepting, run the shutdown hooks, close the streams, let requests in progress finish, then drop what is
+        left.
 
         Requests get ``shutdown_timeout_s`` after the hooks. A second call waits for the same end.
         """
@@ -216,14 +240,18 @@ class HttpServer:
                     await hook()
                 except Exception:
                     logger.exception("a shutdown hook failed")
+            for stream in list(self._streams):
+                stream.close()
             for connection in list(self._connections):
                 connection.close_if_idle(receiving=True)
-            if self._connections:
+            if self._connections or self._streams:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._last_gone.wait(), self.limits.shutdown_timeout_s)
         finally:
             for connection in list(self._connections):
                 connection.abort()
+            for stream in list(self._streams):
+                stream.abort()
             await asyncio.sleep(0)  # the loop lets go of the sockets in its next turn
             self._closed.set()
 
@@ -272,10 +300,24 @@ class HttpServer:
         self._unfinished.pop(connection, None)
 
     def connection_gone(self, connection: HttpConnection) -> None:
-        """The connection was lost, or is a WebSocket's now."""
+        """The connection was lost, or is a WebSocket's or a stream's now."""
         self._connections.discard(connection)
         self._unfinished.pop(connection, None)
-        if self._closing and not self._connections:
+        self._look_whether_all_are_gone()
+
+    def stream_begins(self, stream: SseStream) -> None:
+        """A handler answers with this stream, which is about to have a connection."""
+        self._streams.add(stream)
+        stream.add_close_callback(self._stream_ended)
+        if self._closing:
+            stream.close()
+
+    def _stream_ended(self, stream: SseStream) -> None:
+        self._streams.discard(stream)
+        self._look_whether_all_are_gone()
+
+    def _look_whether_all_are_gone(self) -> None:
+        if self._closing and not (self._connections or self._streams):
             self._last_gone.set()
 
 

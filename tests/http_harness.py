@@ -111,6 +111,8 @@ class Wire(asyncio.Transport):
         self.taken = b""
         self.unsent = b""
         self.reading = True
+        self.high = 65_536
+        self.paused = False
         self.half_closed = False
         self.closing = False
         self.aborted = False
@@ -125,17 +127,25 @@ class Wire(asyncio.Transport):
         assert not self.half_closed, "written after write_eof()"
         self.unsent += bytes(data)
         self.take(0 if self.stalled else len(self.unsent))
-        if len(self.unsent) > 65_536:
+        if len(self.unsent) > self.high:
+            self.paused = True
             self.protocol.pause_writing()
 
     def take(self, size: int) -> None:
         self.taken += self.unsent[:size]
         self.unsent = self.unsent[size:]
+        if self.paused and not self.unsent:
+            self.paused = False
+            self.protocol.resume_writing()
         if not self.unsent and self.closing:
             self._lose()
 
     def get_write_buffer_size(self) -> int:
         return len(self.unsent)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert high is not None
+        self.high = high
 
     def can_write_eof(self) -> bool:
         return not self._tls
@@ -225,6 +235,15 @@ class Connected:
 async def settle() -> None:
     for _ in range(6):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for something that is about to happen; fails after five seconds."""
+    for _ in range(2_500):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not happen")
 
 
 class Bench:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
@@ -14,6 +15,7 @@ from street_fast.errors import ConnectionClosed
 from street_fast.http_connection import HttpConnection
 from street_fast.limits import Limits
 from street_fast.request import Request, Response
+from street_fast.sse import SseStream
 from tests.connection_harness import Panic
 from tests.http_harness import Bench, Connected, handshake, head, parse, settle, text
 
@@ -579,6 +581,110 @@ async def test_a_refusal_to_a_client_that_has_reset_the_connection(bench, monkey
     assert client.wire.aborted
 
 
+# --- event streams ---
+
+
+@pytest.fixture
+def streams(bench):
+    """The streams of GET /stream, at once, and of GET /later, when the test says so."""
+    made = []
+    made_later = asyncio.Event()
+
+    def stream(_request: Request) -> SseStream:
+        made.append(SseStream(limits=LIMITS))
+        made[-1].send("x")
+        return made[-1]
+
+    async def later(request: Request) -> SseStream:
+        with contextlib.suppress(asyncio.CancelledError):  # it does not let itself be stopped
+            await made_later.wait()
+        return stream(request)
+
+    bench.server.get("/stream", stream)
+    bench.server.get("/later", later)
+    bench.made_later = made_later
+    return made
+
+
+async def test_a_stream_takes_the_connection_over(bench, streams):
+    client = bench.connect()
+    client.send(head() + head("GET", "/stream") + head())
+    await settle()
+    assert client.wire.taken.count(b"HTTP/1.1 200 OK") == 2
+    assert client.wire.taken.endswith(b"data: x\n\n")
+    assert bench.server.connection_count == 0
+    assert isinstance(client.wire.protocol, asyncio.Protocol)
+    assert not isinstance(client.wire.protocol, HttpConnection)
+    client.send(head())
+    await client.wait(60)
+    assert client.wire.taken.count(b": ping") == 4
+    assert not streams[0].closed
+    await leave(client)
+    assert streams[0].ended
+
+
+async def test_the_deadline_of_the_request_does_not_end_the_stream_of_a_coroutine(bench, streams):
+    client = bench.connect()
+    client.send(head("GET", "/later") + head())
+    await settle()
+    bench.made_later.set()
+    await client.wait(LIMITS.handshake_timeout_s + 1)
+    assert client.wire.taken.count(b"HTTP/1.1") == 1
+    assert not streams[0].closed
+    await leave(client)
+
+
+@pytest.mark.parametrize("how", ["vanish", "end"])
+async def test_a_stream_for_a_client_that_has_gone_is_ended(bench, streams, how):
+    client = bench.connect()
+    client.send(head("GET", "/later"))
+    await settle()
+    getattr(client, how)()
+    await settle()
+    bench.made_later.set()
+    await settle()
+    assert streams[0].ended
+    assert client.wire.taken == b""
+    assert client.wire.lost
+
+
+async def test_head_of_a_stream(bench, streams):
+    client = bench.connect()
+    client.send(head("HEAD", "/stream"))
+    await settle()
+    assert client.wire.taken.endswith(b"Connection: close\r\n\r\n")
+    assert client.wire.closing
+    assert streams[0].ended
+
+
+async def test_a_stream_that_another_response_has(bench, streams):
+    bench.server.get("/again", lambda _request: streams[0])
+    client, second = bench.connect(), bench.connect()
+    client.send(head("GET", "/stream"))
+    second.send(head("GET", "/again"))
+    await settle()
+    assert second.answer.status == 500
+    assert not streams[0].closed
+    await leave(client)
+    await leave(second)
+
+
+async def test_a_stream_with_a_bad_header(bench, caplog):
+    made = []
+
+    def bad(_request: Request) -> SseStream:
+        made.append(SseStream(headers=[("X", "a\nb")]))
+        return made[-1]
+
+    bench.server.get("/bad", bad)
+    client = bench.connect()
+    client.send(head("GET", "/bad"))
+    assert client.answer.status == 500
+    assert made[0].ended
+    assert "CR, LF or NUL" in caplog.text
+    await leave(client)
+
+
 # --- upgrades ---
 
 
@@ -790,6 +896,7 @@ def without_collector():
         head("GET", "/later"),
         head("FOO"),
         handshake(),
+        head("GET", "/stream"),
     ],
 )
 async def test_a_connection_that_ends_leaves_no_cycle(bench, wire):
@@ -798,6 +905,7 @@ async def test_a_connection_that_ends_leaves_no_cycle(bench, wire):
         return ""
 
     bench.server.get("/later", later)
+    bench.server.get("/stream", lambda _request: SseStream())
     client = bench.connect()
     client.send(wire)
     await settle()

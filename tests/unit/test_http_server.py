@@ -116,6 +116,62 @@ async def test_addresses_are_for_people(tmp_path):
     await server.close()
 
 
+# --- startup ---
+
+
+async def test_startup_hooks_run_once_and_before_anybody_can_connect():
+    server = HttpServer()
+    seen = []
+
+    async def first() -> None:
+        seen.append(("first", len(server.sockets)))
+        await asyncio.sleep(0)
+
+    async def second() -> None:
+        seen.append(("second", len(server.sockets)))
+
+    server.on_startup(first)
+    server.on_startup(second)
+    await asyncio.gather(server.listen(port=0), server.listen(port=0))
+    assert seen == [("first", 0), ("second", 0)]
+    await server.close()
+
+
+async def test_a_startup_hook_that_fails_is_tried_again():
+    server = HttpServer()
+    broken = [ConnectionError("no broker"), None]
+    seen = []
+
+    async def before() -> None:
+        seen.append("before")
+
+    async def hook() -> None:
+        seen.append("hook")
+        error = broken.pop(0)
+        if error is not None:
+            raise error
+
+    server.on_startup(before)
+    server.on_startup(hook)
+    with pytest.raises(ConnectionError, match="no broker"):
+        await server.listen(port=0)
+    assert not server.sockets
+    assert not server.accepting
+    await server.listen(port=0)
+    assert seen == ["before", "hook", "hook"]
+    await server.close()
+
+
+async def test_a_bad_address_starts_nothing():
+    server = HttpServer()
+    seen = []
+    server.on_startup(lambda: seen.append("hook"))
+    with pytest.raises(ConfigurationError):
+        await server.listen(port=-1)
+    assert seen == []
+    await server.close()
+
+
 # --- serving ---
 
 

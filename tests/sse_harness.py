@@ -1,0 +1,84 @@
+"""An EventSource as the HTML standard (WHATWG) writes it down, section 9.2.6, to judge streams with; for any chunks."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import Any, NamedTuple
+
+
+class Event(NamedTuple):
+    type: str
+    data: str
+    last_event_id: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+class EventSource:
+    """Feed it bytes, and it has `events`, `comments` and what it would come back with: `last_event_id`, `retry_ms`."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.comments: list[str] = []
+        self.retry_ms: int | None = None
+        self.last_event_id = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._begun = False
+        self._after_cr = False
+        self._line = ""
+        self._data = ""
+        self._type = ""
+        self._id = ""
+
+    def feed(self, data: bytes) -> EventSource:
+        text = self._decoder.decode(data)
+        if text and not self._begun:
+            self._begun = True
+            text = text.removeprefix("\ufeff")
+        for character in text:
+            if character == "\n" and self._after_cr:
+                self._after_cr = False
+            elif character in "\r\n":
+                self._after_cr = character == "\r"
+                line, self._line = self._line, ""
+                self._take_line(line)
+            else:
+                self._after_cr = False
+                self._line += character
+        return self
+
+    def _take_line(self, line: str) -> None:
+        if not line:
+            self._dispatch()
+        elif line.startswith(":"):
+            self.comments.append(line[1:])
+        else:
+            field, colon, value = line.partition(":")
+            self._take_field(field, value.removeprefix(" ") if colon else "")
+
+    def _take_field(self, field: str, value: str) -> None:
+        if field == "event":
+            self._type = value
+        elif field == "data":
+            self._data += value + "\n"
+        elif field == "id" and "\0" not in value:
+            self._id = value
+        elif field == "retry" and value.isascii() and value.isdigit():
+            self.retry_ms = int(value)
+
+    def _dispatch(self) -> None:
+        self.last_event_id = self._id
+        data, type_ = self._data, self._type
+        self._data = self._type = ""
+        if data:
+            self.events.append(Event(type_ or "message", data[:-1], self._id))
+
+
+def split(wire: bytes) -> tuple[str, EventSource]:
+    """The head of a response, and its events."""
+    head, separator, body = wire.partition(b"\r\n\r\n")
+    assert separator, wire
+    return head.decode("latin-1"), EventSource().feed(body)
