@@ -135,7 +135,7 @@ class Publication(NamedTuple):
     position: Position | None = None
     """Where it is kept; None in a channel without history."""
     skip: str | None = None
-    """The id of the connection that does not get it. It is of the moment: the history does not keep it."""
+    """The id of the connection that does not get it. Kept with the message, for those who get it late."""
 
 
 class Published(NamedTuple):

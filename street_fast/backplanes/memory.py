@@ -136,19 +136,19 @@ class MemoryBackplane:
     ) -> Published:
         """Keep `payload` if there is a `history`, and deliver it if the channel is subscribed, before this returns."""
         context = self._started()
-        published = _NOT_KEPT
-        if history is not None or key is not None:
-            now = context.time()
-            if key is not None:
-                known = self._known(channel, key, now)
-                if known is not None:
-                    return known
-            if history is not None:
-                published = Published(self._keep(channel, payload, history, now))
-            if key is not None:
-                self._remember(channel, key, published, now)
+        if key is not None:
+            known = self._known(channel, key, context.time())
+            if known is not None:
+                return known
+        if history is None:
+            publication, published = Publication(payload, None, skip), _NOT_KEPT
+        else:
+            publication = self._keep(channel, payload, skip, history, context.time())
+            published = Published(publication.position)
+        if key is not None:
+            self._remember(channel, key, published, context.time())
         if channel in self._subscribed:
-            self._deliver(channel, Publication(payload, published.position, skip))
+            self._deliver(channel, publication)
         return published
 
     def subscribe(self, channel: str) -> None:
@@ -231,15 +231,16 @@ class MemoryBackplane:
     def _new_start(self) -> Position:
         return Position.start_of(os.urandom(6).hex())
 
-    def _keep(self, name: str, payload: bytes, history: History, now: float) -> Position:
+    def _keep(self, name: str, payload: bytes, skip: str | None, history: History, now: float) -> Publication:
         channel = self._channels.get(name)
         if channel is None:
             channel = self._begin(name, history)
         else:
             self._channels.move_to_end(name)
         epoch, offset, _ = channel.top
-        channel.top = position = Position(epoch, offset + 1, f"{self._random.getrandbits(64):016x}")
-        channel.entries.append((Publication(payload, position), now + history.ttl_s))
+        channel.top = Position(epoch, offset + 1, f"{self._random.getrandbits(64):016x}")
+        publication = Publication(payload, channel.top, skip)
+        channel.entries.append((publication, now + history.ttl_s))
         size_bytes = len(payload) + _AROUND_A_MESSAGE
         channel.size_bytes += size_bytes
         self._kept_bytes += size_bytes
@@ -252,7 +253,7 @@ class MemoryBackplane:
             self._rest(channel)  # one message is above the limit already
         while self._kept_bytes > self._most_bytes:
             self._clear(next(iter(self._channels.values())))
-        return position
+        return publication
 
     def _begin(self, name: str, history: History) -> _Channel:
         """A channel that has no messages will have one."""
