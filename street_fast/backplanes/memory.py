@@ -55,13 +55,13 @@ class _Channel:
 
     __slots__ = ("entries", "floor", "name", "size_bytes", "timer", "top")
 
-    def __init__(self, name: str, top: Position, timer: Timer) -> None:
+    def __init__(self, name: str, top: Position) -> None:
         self.name = name
         self.floor = top
         self.top = top
         self.entries: deque[tuple[Publication, float]] = deque()  # with the time at which it ends
         self.size_bytes = _AROUND_A_CHANNEL
-        self.timer = timer
+        self.timer: Timer  # set by who makes it
 
 
 class MemoryBackplane:
@@ -263,7 +263,8 @@ class MemoryBackplane:
             top = self._unknown_top
             if len(self._channels) + len(self._tops) >= self._most_channels:
                 self._forget_one()
-        channel = _Channel(name, top, context.wheel.schedule(history.ttl_s, self._on_channel_due))
+        channel = _Channel(name, top)
+        channel.timer = context.wheel.schedule(history.ttl_s, self._on_channel_due, channel)
         self._channels[name] = channel
         self._kept_bytes += channel.size_bytes
         return channel

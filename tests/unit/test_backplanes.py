@@ -1,4 +1,4 @@
-"""The values of the contract of backplanes, and what is MemoryBackplane's own; what all share is in tests/contract."""
+"""The values of the contract of backplanes: what can be written, read and refused."""
 
 from __future__ import annotations
 
