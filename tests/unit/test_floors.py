@@ -17,7 +17,7 @@ PACKAGE = Path(street_fast.__file__).parent
 
 FLOORS: list[set[str]] = [
     {"errors", "limits", "metrics"},
-    {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "messages"},
+    {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "jwt_keys", "messages"},
     {"_connection", "_connection_py", "_core"},
     {
         "auth",
@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
         "http1",
         "http_connection",
         "http_server",
+        "jwks",
         "listening",
         "presence",
         "rates",
@@ -56,6 +57,7 @@ SAME_FLOOR = {
     ("handshake", "request"),
     ("_core", "_connection"),
     ("_core", "_connection_py"),
+    ("auth", "jwks"),
     ("backplanes.memory", "backplanes"),
     ("http_server", "http_connection"),
     ("http_server", "listening"),
@@ -84,9 +86,9 @@ UPWARD = {
 LIBRARIES = {
     "aiohttp": {"integrations.aiohttp"},
     "httptools": {"http1", "integrations.uvicorn"},
-    "jwt": {"auth"},
+    "jwt": {"jwt_keys"},
     "msgspec": {"client", "demo", "hub", "messages", "session"},
-    "orjson": {"messages", "request"},
+    "orjson": {"auth", "jwt_keys", "messages", "request"},
     "uvicorn": {"integrations.uvicorn"},
     "uvloop": {"runner"},
     "Cython": {"_wheel_py"},

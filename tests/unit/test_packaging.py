@@ -102,27 +102,32 @@ EXTRAS = {
 }
 EVERYWHERE = {distribution_name(r) for r in PROJECT["dependencies"]} | set(sys.stdlib_module_names) | {"street_fast"}
 NEWER_STDLIB = {"annotationlib", "tomllib"}
+DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt"}
+"""What installs a module that has another name; the extra `crypto` of PyJWT is cryptography."""
+EXTRA_OF = {"jwt_keys": "jwt"}
+"""The modules of the package that import what an extra installs, and those of `integrations` by their own name."""
 
 
 def undeclared(path: Path, allowed: set[str]) -> list[str]:
     allowed = allowed | EVERYWHERE | NEWER_STDLIB
-    return [
-        f"{path.relative_to(ROOT)}:{line}: {module}"
-        for line, module in imported(ast.parse(path.read_text(encoding="utf-8")))
-        if module.split(".")[0].replace("_", "-") not in allowed and module.split(".")[0] not in allowed
-    ]
+    found = []
+    for line, module in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        root = module.split(".")[0]
+        if {root, root.replace("_", "-"), DISTRIBUTIONS.get(root)}.isdisjoint(allowed):
+            found.append(f"{path.relative_to(ROOT)}:{line}: {module}")
+    return found
 
 
 def test_every_import_of_the_package_is_a_dependency():
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        # What an integration imports is installed by the extra of its name.
-        found += undeclared(path, EXTRAS.get(path.stem, set()) if path.parent.name == "integrations" else set())
+        extra = path.stem if path.parent.name == "integrations" else EXTRA_OF.get(path.stem)
+        found += undeclared(path, EXTRAS.get(extra, set()))
     assert found == []
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("tests", ["dev", "uvicorn", "aiohttp"]), ("bench", ["bench", "aiohttp"])]
+    ("folder", "extras"), [("tests", ["dev", "uvicorn", "aiohttp", "jwt"]), ("bench", ["bench", "aiohttp"])]
 )
 def test_every_import_of_the_tests_and_the_bench_is_in_their_extra(folder, extras):
     paths = sorted((ROOT / folder).rglob("*.py"))
