@@ -99,6 +99,21 @@ class TestDelivery:
         await done(node.publish("c", b"3", history=history))
         await bus.settle()
         assert sink.payloads("c") == [b"1", b"3"]
+        node.subscribe("d")
+        node.unsubscribe("d")
+        await bus.settle()
+        await done(node.publish("d", b"4", history=history))
+        await bus.settle()
+        assert sink.payloads("d") == []
+
+    async def test_subscribing_again_loses_nothing_that_is_on_its_way(self, bus, node, sink):
+        await done(node.subscribe("c"))
+        for payload in numbered(1, 50):
+            node.publish("c", payload, history=LONG)
+            await asyncio.sleep(0)
+            node.subscribe("c")
+        await bus.settle()
+        assert sink.payloads("c") == numbered(1, 50)
 
     async def test_nothing_is_called_within_the_turn_that_unsubscribes(self, bus, node, sink):
         await done(node.subscribe("c"))
