@@ -132,9 +132,23 @@ def _secret(secret: bytes, allowed: frozenset[str] | None) -> Key:
         )
     try:
         value = _pyjwt()["HS256"].prepare_key(secret)
-    except Exception:  # it is a key of another kind: DER, OpenSSH, a JWK
-        raise ConfigurationError("key: is no secret but a key of another kind; a public key must be PEM") from None
+    except Exception:  # PyJWT knows it: OpenSSH, a JWK
+        value = None
+    if value is None or _is_der(secret):
+        raise ConfigurationError("key: is no secret but a key of another kind; a public key must be PEM")
     return _key(None, algorithms, value)
+
+
+def _is_der(data: bytes) -> bool:
+    """Whether it is a public key or a certificate in DER: one SEQUENCE, an OBJECT IDENTIFIER near its beginning.
+
+    Older PyJWTs take it for a secret, and everybody may know it.
+    """
+    size, start = data[1], 2
+    if size > 0x80:
+        start += size - 0x80
+        size = int.from_bytes(data[2:start], "big")
+    return data[0] == 0x30 and start + size == len(data) and 0x06 in data[:64]
 
 
 def _public_key(pem: bytes, allowed: frozenset[str] | None) -> Key:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from street_fast import jwt_keys
 from street_fast.errors import ConfigurationError
 from street_fast.jwt_keys import PUBLIC_ALGORITHMS, SECRET_ALGORITHMS, checked_algorithms, given_keys, keys_of_set
 from tests.tokens import ALGORITHMS, SECRET, jwk, key_set, private_key, private_pem, public_pem
+
+ROOT = Path(__file__).resolve().parents[2]
 
 KINDS = {
     "rsa": {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"},
@@ -107,6 +111,14 @@ def test_a_secret():
         assert not key.has_signed(algorithm, b"message", ALGORITHMS[algorithm].sign(b"message", SECRET))
 
 
+@pytest.mark.parametrize(
+    "secret",
+    ["0" * 50, b"\x30" * 50, b"\x30\x82\x01\x00" + b"\x06" * 40, b"\x30\xff" + b"\x06" * 40, b"\x30" + bytes(40)],
+)
+def test_a_secret_may_look_odd(secret):
+    assert given_keys(secret, None)
+
+
 @pytest.mark.parametrize(("algorithm", "least"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
 def test_a_secret_is_as_long_as_the_digest(algorithm, least):
     allowed = frozenset([algorithm])
@@ -146,6 +158,8 @@ BAD_KEYS = {
     "half a PEM": public_pem("rsa")[:200],
     "a certificate": b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
     "a public key as DER": der("P-256"),
+    "a long public key as DER": der("rsa"),
+    "a short public key as DER": der("Ed25519"),
     "a public key of OpenSSH": b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8v7 ada@example.com",
     "a secret for public keys": (SECRET, frozenset(["RS256"])),
     "a public key for secrets": (public_pem("rsa"), frozenset(["HS256"])),
@@ -249,3 +263,17 @@ def test_what_is_no_set(document):
 def test_a_name_that_is_none(key_id):
     (key,) = keys_of_set(key_set(jwk("Ed25519") | {"kid": key_id}), None)
     assert key.id is None
+
+
+def test_street_fast_is_there_without_pyjwt():
+    """And without what only a fetch needs."""
+    program = (
+        "import sys; sys.modules['jwt'] = sys.modules['cryptography'] = None\n"
+        "import street_fast, street_fast.auth as auth\n"
+        "assert 'http.client' not in sys.modules\n"
+        "assert auth.Member('ada').id == 'ada'\n"
+        "try: auth.JwtAuth('x' * 32)\n"
+        "except street_fast.ConfigurationError as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ran.stdout == "JwtAuth needs PyJWT: pip install street_fast[jwt]\n", ran.stderr
