@@ -22,6 +22,7 @@ cdef class Settings:
     cdef Py_ssize_t message_bytes
     cdef Py_ssize_t write_soft_bytes
     cdef Py_ssize_t write_hard_bytes
+    cdef Py_ssize_t outbound_total_bytes
     cdef int fragments
     cdef double ping_interval_s      # 0: no heartbeat
     cdef double pong_timeout_s
@@ -52,6 +53,8 @@ cdef class LoopContext:
     cdef object _flush_callback
     cdef PyObject* _reading          # the connection whose bytes are being handled: it flushes itself afterwards
     cdef list _condemned
+    cdef dict _slow                  # connections whose bytes the transport holds, or held lately; in order
+    cdef Timer _slow_timer
     # The joined outbox that the next connection most likely needs too.
     cdef char* _arena
     cdef Py_ssize_t _arena_used
@@ -61,7 +64,7 @@ cdef class LoopContext:
     # Counters.
     cdef uint64_t connections_opened, connections_closed
     cdef uint64_t messages_in, bytes_in, messages_out, bytes_out
-    cdef uint64_t messages_dropped, slow_consumers, protocol_errors, writes, slow_reads
+    cdef uint64_t messages_dropped, slow_consumers, outbound_evictions, protocol_errors, writes, slow_reads
     cdef double _loop_lag, _worst_loop_lag
 
     cdef double now(self) noexcept
@@ -70,6 +73,9 @@ cdef class LoopContext:
     cdef int add_dirty(self, WebSocketBase ws) except -1
     cdef int schedule_flush(self) except -1
     cdef int condemn(self, WebSocketBase ws) except -1
+    cdef int note_slow(self, WebSocketBase ws) except -1
+    cdef int look_at_slow(self) except -1
+    cdef int evict_largest(self) except -1
     cdef int flush_slice(self) except -1
     cdef int write_failed(self, WebSocketBase ws, error) except -1
     cdef const char* join(self, WebSocketBase ws) noexcept
@@ -86,8 +92,11 @@ cdef class WebSocketBase(FrameParser):
     cdef readonly object subprotocol
     cdef object _close_reason
     cdef object _waiters             # list of futures of drain() and wait_closed(), None while nobody waits
+    cdef bytes _in_flight            # the frame whose rest the transport holds while it is blocked, else None
     cdef bytes _pong                 # the newest pong that waits for a slow peer, else None
     cdef object _own_buffer
+    # Sent every ping_interval_s in place of the ping after a silence, for a peer that cannot see pings; else None.
+    cdef public Frame heartbeat
     cdef object __weakref__
     # Frames not yet given to the kernel. One pointer is in the object itself; more need an array.
     cdef PyObject** _outbox
@@ -110,8 +119,6 @@ cdef class WebSocketBase(FrameParser):
     cdef flag _blocked               # the transport has a backlog; the outbox waits for resume_writing()
     cdef flag _condemned
     cdef flag _ended                 # the transport was told that nothing more comes
-    # Sent every ping_interval_s in place of the ping after a silence, for a peer that cannot see pings; else None.
-    cdef public Frame heartbeat
     # Text arrives as (valid UTF-8) bytes, for who decodes JSON; binary then as bytearray, to tell them apart.
     cdef public flag text_as_bytes
 
@@ -120,6 +127,8 @@ cdef class WebSocketBase(FrameParser):
     cdef int append(self, object wire) except -1
     cdef bytes control_frame(self, int opcode, bytes payload)
     cdef Py_ssize_t pending(self) noexcept
+    cdef Py_ssize_t unsent(self) except -1
+    cdef double held(self) except -1
     cdef int flush(self) except -1
     cdef int flush_through_transport(self) except -1
     cdef int took(self, int64_t taken) except -1

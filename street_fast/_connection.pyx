@@ -48,10 +48,12 @@ import sys
 from street_fast._frames import encode_close
 from street_fast.errors import CloseCode, ConnectionClosed, ProtocolError
 from street_fast.limits import DEFAULT_LIMITS
+from street_fast.memory_limit import process_memory_limit
 
 cdef extern from "Python.h":
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_DATA(object text)
+    Py_ssize_t Py_REFCNT(PyObject* any) noexcept  # with a pointer: an object would be counted while it is passed
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 cdef extern from "_net.h" nogil:
@@ -95,6 +97,7 @@ cdef enum:
 
 cdef double SLICE_S = 0.001          # of a flush, before the loop gets its turn
 cdef double LATE_S = 1.0             # a timer this late means that the process was stopped
+cdef double SLOW_ROUND_S = 1.0       # between two looks at what all slow connections hold
 cdef double BLOCKING_S = 0.1         # handlers that keep the loop this long are named in the log
 cdef double NEVER = 1e18
 
@@ -107,6 +110,7 @@ cdef class Settings:
         self.fragments = limits.fragments
         self.write_soft_bytes = limits.write_soft_bytes
         self.write_hard_bytes = limits.write_hard_bytes
+        self.outbound_total_bytes = limits.outbound_total_bytes or process_memory_limit() // 4
         self.ping_interval_s = limits.ping_interval_s or 0.0
         self.pong_timeout_s = limits.pong_timeout_s
         self.close_timeout_s = limits.close_timeout_s
@@ -141,6 +145,7 @@ cdef class LoopContext:
         self._id_prefix = os.urandom(6).hex().encode()
         self._flush_callback = self._flush
         self._condemned = []
+        self._slow = {}
         self.wheel = TimerWheel(self.time, wake=self._wake, on_error=self._timer_failed)
 
     def __dealloc__(self):
@@ -169,11 +174,18 @@ cdef class LoopContext:
         return self.now()
 
     def stats(self):
-        """Counters since the start, the number of open connections, and how late the loop is.
+        """Counters since the start, the open connections and what they have not taken, and how late the loop is.
+
+        ``bytes_waiting`` is what was sent to slow connections and not taken; ``slow_consumers`` were evicted,
+        ``outbound_evictions`` of them because all together held more than ``Limits.outbound_total_bytes``.
 
         ``loop_lag_ms`` is by how much the last timer was late, ``worst_loop_lag_ms`` the most since the start, and
         ``slow_reads`` how often the handlers of one read kept the loop for longer than 100 ms, which is logged.
         """
+        cdef WebSocketBase ws
+        waiting = 0
+        for ws in self._slow:
+            waiting += ws.unsent()
         return {
             "connections": self.connections_opened - self.connections_closed,
             "connections_opened": self.connections_opened,
@@ -181,9 +193,11 @@ cdef class LoopContext:
             "bytes_in": self.bytes_in,
             "messages_out": self.messages_out,
             "bytes_out": self.bytes_out,
+            "bytes_waiting": waiting,
             "writes": self.writes,
             "messages_dropped": self.messages_dropped,
             "slow_consumers": self.slow_consumers,
+            "outbound_evictions": self.outbound_evictions,
             "protocol_errors": self.protocol_errors,
             "slow_reads": self.slow_reads,
             "loop_lag_ms": round(1_000 * self._loop_lag),
@@ -235,6 +249,56 @@ cdef class LoopContext:
 
     def _timer_failed(self, error):
         self.loop.call_exception_handler({"message": "a street_fast timer failed", "exception": error})
+
+    # --- what all slow connections hold ---
+
+    cdef int note_slow(self, WebSocketBase ws) except -1:
+        # Who is slow once is looked at until it is no more; there are no rounds while nobody is.
+        self._slow[ws] = None
+        if self._slow_timer is None:
+            self._slow_timer = self.wheel.schedule(SLOW_ROUND_S, slow_timer_fired, self)
+        return 0
+
+    cdef int look_at_slow(self) except -1:
+        cdef WebSocketBase ws
+        cdef Py_ssize_t size
+        cdef double total = 0, allowed = NEVER
+        self._slow_timer = None
+        for ws in list(self._slow):
+            size = ws.unsent()
+            if size == 0 or ws._state != OPEN:
+                self._slow.pop(ws, None)
+            else:
+                total += size
+                allowed = min(allowed, ws._settings.outbound_total_bytes)
+        if total > allowed:
+            self.evict_largest()
+        if self._slow:
+            self._slow_timer = self.wheel.schedule(SLOW_ROUND_S, slow_timer_fired, self)
+        return 0
+
+    cdef int evict_largest(self) except -1:
+        # Many may wait for the very same frames, which are in memory once: what counts is what each keeps from being
+        # freed.
+        cdef WebSocketBase ws
+        cdef double held, total
+        cdef Py_ssize_t evicted = 0, allowed = 0
+        sizes = [(ws.held(), ws) for ws in self._slow]
+        total = before = sum([held for held, _ in sizes])
+        for held, ws in sorted(sizes, key=lambda pair: pair[0], reverse=True):
+            if total > ws._settings.outbound_total_bytes:
+                allowed = ws._settings.outbound_total_bytes
+                total -= held
+                evicted += 1
+                self._slow.pop(ws, None)
+                ws.evict("too many bytes wait for all, and many of them for you")
+        if evicted:
+            self.outbound_evictions += evicted
+            logger.warning(
+                "%d slow connections were evicted: all together held %d bytes, and Limits.outbound_total_bytes is %d",
+                evicted, before, allowed,
+            )
+        return 0
 
     # --- flushing ---
 
@@ -461,6 +525,7 @@ cdef class WebSocketBase(FrameParser):
             # calls resume_writing() in the end.
             self._blocked = True
             self._progress_time = context.now()
+            context.note_slow(self)
             if self._outbox_count:
                 self.hand_over(0)
         if self._outbox_count and not self._is_dirty:
@@ -523,7 +588,8 @@ cdef class WebSocketBase(FrameParser):
         self._fd = -1
         self.stop()
         self.release(self._outbox_count)
-        self._pong = None
+        self._pong = self._in_flight = None
+        self.context._slow.pop(self, None)
         if self._timer is not None:
             self.context.wheel.cancel(self._timer)
             self._timer = None
@@ -920,6 +986,27 @@ cdef class WebSocketBase(FrameParser):
     cdef Py_ssize_t pending(self) noexcept:
         return self._outbox_bytes + self._handed_over
 
+    cdef Py_ssize_t unsent(self) except -1:
+        # Of a slow peer; 0 if it is none any more.
+        cdef Py_ssize_t left
+        if self.transport is None or (self._fd >= 0 and not self._blocked):
+            return 0
+        left = self.transport.get_write_buffer_size()
+        return left + self._outbox_bytes if left or self._blocked else 0
+
+    cdef double held(self) except -1:
+        # What would be freed without this connection: of a frame that others hold too, its part.
+        cdef int i
+        cdef double size
+        if self.transport is None:
+            return 0.0
+        size = self.transport.get_write_buffer_size()
+        if self._in_flight is not None:
+            size /= max(1, Py_REFCNT(<PyObject*>self._in_flight) // 2)  # the transport has a reference too
+        for i in range(self._outbox_count):
+            size += <double>PyBytes_GET_SIZE(<object>self._outbox[i]) / Py_REFCNT(self._outbox[i])
+        return size
+
     cdef int flush(self) except -1:
         cdef sf_iovec[64] parts
         cdef char* out
@@ -995,7 +1082,9 @@ cdef class WebSocketBase(FrameParser):
             self.transport.write(memoryview(wire)[offset:] if offset else wire)
         except Exception as error:
             return self.drop_transport(CloseCode.ABNORMAL, f"connection lost: {error}")
-        if not self._blocked:
+        if self._blocked:
+            self._in_flight = wire
+        else:
             self._handed_over = 0
         return 0
 
@@ -1017,6 +1106,8 @@ cdef class WebSocketBase(FrameParser):
             return self.drop_transport(CloseCode.ABNORMAL, f"connection lost: {error}")
         if self._blocked:
             return 0
+        if self.transport is not None and self.transport.get_write_buffer_size():  # not yet above its mark
+            self.context.note_slow(self)
         self._handed_over = 0
         return self.emptied()
 
@@ -1048,11 +1139,13 @@ cdef class WebSocketBase(FrameParser):
     def pause_writing(self):
         self._blocked = True
         self._progress_time = self.context.now()
+        self.context.note_slow(self)
         self.look_again_in(self._settings.write_stall_timeout_s / 4)
 
     def resume_writing(self):
         self._blocked = False
         self._handed_over = 0
+        self._in_flight = None
         if self._outbox_count:
             self.flush()
         else:
@@ -1155,6 +1248,10 @@ cdef class WebSocketBase(FrameParser):
 
 def timer_fired(WebSocketBase ws):
     ws.on_timer()
+
+
+def slow_timer_fired(LoopContext context):
+    context.look_at_slow()
 
 
 cdef object check_handler(str name, handler):

@@ -42,6 +42,7 @@ from street_fast._frames_py import (
 from street_fast._wheel_py import Timer, TimerWheel
 from street_fast.errors import CloseCode, ConnectionClosed, ProtocolError
 from street_fast.limits import DEFAULT_LIMITS, Limits
+from street_fast.memory_limit import process_memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,6 +56,7 @@ _PRIVATE_BUFFER_BYTES = 65_536
 _FRAMES_PER_WRITE = 64
 _SLICE_S = 0.001  # of a flush, before the loop gets its turn
 _LATE_S = 1.0  # a timer this late means that the process was stopped
+_SLOW_ROUND_S = 1.0  # between two looks at what all slow connections hold
 _BLOCKING_S = 0.1  # handlers that keep the loop this long are named in the log
 _NEVER = 1e18
 _DIRECT = sys.platform != "win32"  # there, transports own their handles through overlapped I/O
@@ -99,6 +101,8 @@ class LoopContext:
         self._flush_scheduled = False
         self._reading: WebSocket | None = None  # its bytes are being handled: it flushes itself afterwards
         self._condemned: dict[WebSocket, None] = {}
+        self._slow: dict[WebSocket, None] = {}  # whose bytes the transport holds, or held lately
+        self._slow_timer: Timer | None = None
         self._wake_handle: asyncio.TimerHandle | None = None
         self._wake_time = 0.0
         self._connections_opened = 0
@@ -110,6 +114,7 @@ class LoopContext:
         self._writes = 0
         self._messages_dropped = 0
         self._slow_consumers = 0
+        self._outbound_evictions = 0
         self._slow_reads = 0
         self._loop_lag = 0.0
         self._worst_loop_lag = 0.0
@@ -128,7 +133,10 @@ class LoopContext:
         return context
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start, the number of open connections, and how late the loop is.
+        """Counters since the start, the open connections and what they have not taken, and how late the loop is.
+
+        ``bytes_waiting`` is what was sent to slow connections and not taken; ``slow_consumers`` were evicted,
+        ``outbound_evictions`` of them because all together held more than ``Limits.outbound_total_bytes``.
 
         ``loop_lag_ms`` is by how much the last timer was late, ``worst_loop_lag_ms`` the most since the start, and
         ``slow_reads`` how often the handlers of one read kept the loop for longer than 100 ms, which is logged.
@@ -140,9 +148,11 @@ class LoopContext:
             "bytes_in": self._bytes_in,
             "messages_out": self._messages_out,
             "bytes_out": self._bytes_out,
+            "bytes_waiting": sum(ws._unsent() for ws in self._slow),
             "writes": self._writes,
             "messages_dropped": self._messages_dropped,
             "slow_consumers": self._slow_consumers,
+            "outbound_evictions": self._outbound_evictions,
             "protocol_errors": self._protocol_errors,
             "slow_reads": self._slow_reads,
             "loop_lag_ms": round(1_000 * self._loop_lag),
@@ -176,6 +186,45 @@ class LoopContext:
 
     def _timer_failed(self, error: BaseException) -> None:
         self.loop.call_exception_handler({"message": "a street_fast timer failed", "exception": error})
+
+    # --- what all slow connections hold ---
+
+    def _note_slow(self, ws: WebSocket) -> None:
+        # Who is slow once is looked at until it is no more; there are no rounds while nobody is.
+        self._slow[ws] = None
+        if self._slow_timer is None:
+            self._slow_timer = self.wheel.schedule(_SLOW_ROUND_S, LoopContext._look_at_slow, self)
+
+    def _look_at_slow(self) -> None:
+        self._slow_timer = None
+        sizes = {ws: ws._unsent() for ws in self._slow if ws._state == _State.OPEN}
+        self._slow = {ws: None for ws, size in sizes.items() if size}
+        if self._slow and sum(sizes.values()) > min(_total_allowed(ws) for ws in self._slow):
+            self._evict_largest()
+        if self._slow:
+            self._slow_timer = self.wheel.schedule(_SLOW_ROUND_S, LoopContext._look_at_slow, self)
+
+    def _evict_largest(self) -> None:
+        # Many may wait for the very same frames, which are in memory once: what counts is what each keeps from being
+        # freed.
+        held = {ws: ws._held() for ws in self._slow}
+        total = before = sum(held.values())
+        evicted = allowed = 0
+        for ws in sorted(held, key=held.__getitem__, reverse=True):
+            if total > _total_allowed(ws):
+                allowed = _total_allowed(ws)
+                total -= held[ws]
+                evicted += 1
+                self._slow.pop(ws, None)
+                ws._evict("too many bytes wait for all, and many of them for you")
+        if evicted:
+            self._outbound_evictions += evicted
+            logger.warning(
+                "%d slow connections were evicted: all together held %d bytes, and Limits.outbound_total_bytes is %d",
+                evicted,
+                before,
+                allowed,
+            )
 
     # --- flushing ---
 
@@ -221,6 +270,10 @@ class LoopContext:
         ws._drop_transport(f"connection lost: {error}")
 
 
+def _total_allowed(ws: WebSocket) -> int:
+    return ws._limits.outbound_total_bytes or process_memory_limit() // 4
+
+
 class WebSocket(FrameParser, asyncio.BufferedProtocol):
     """One WebSocket connection, without an opinion on what its messages mean.
 
@@ -262,6 +315,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._handed_over = 0  # bytes given to the transport since it was last empty
+        self._in_flight: bytes | None = None  # the frame whose rest the transport holds while it is blocked
         self._pong: bytes | None = None  # the newest one that waits for a slow peer
         self._fd = -1  # -1 unless we may write to it
         self._is_dirty = False
@@ -312,6 +366,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             # The transport has a backlog, and above its limit of 0 it will call resume_writing().
             self._blocked = True
             self._progress_time = context.time()
+            context._note_slow(self)
             if self._outbox:
                 self._hand_over(0)
         if self._outbox:
@@ -370,7 +425,8 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._fd = -1
         self.halt()
         self._release_all()
-        self._pong = None
+        self._pong = self._in_flight = None
+        self.context._slow.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -690,6 +746,23 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     def _pending(self) -> int:
         return self._outbox_bytes + self._handed_over
 
+    def _unsent(self) -> int:
+        # Of a slow peer; 0 if it is none any more.
+        if self.transport is None or (self._fd >= 0 and not self._blocked):
+            return 0
+        left = self.transport.get_write_buffer_size()
+        return left + self._outbox_bytes if left or self._blocked else 0
+
+    def _held(self) -> float:
+        # What would be freed without this connection: of a frame that others hold too, its part.
+        if self.transport is None:
+            return 0.0
+        size: float = self.transport.get_write_buffer_size()
+        if self._in_flight is not None:
+            size /= max(1, (sys.getrefcount(self._in_flight) - 1) // 2)  # the transport has a reference too
+        # Two references are of the loop and the call, one of them from 3.14 on.
+        return size + sum(len(wire) / max(1, sys.getrefcount(wire) - 2) for wire in self._outbox)
+
     def _append(self, wire: bytes) -> None:
         self._outbox.append(wire)
         self._outbox_bytes += len(wire)
@@ -736,10 +809,13 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     def _hand_over(self, offset: int) -> None:
         # The first frame, from `offset` on, becomes the transport's: it knows how to wait for the socket.
-        rest = memoryview(self._release())[offset:]
+        wire = self._release()
+        rest = memoryview(wire)[offset:]
         self.context._messages_out += 1
         self.context._bytes_out += len(rest)
         self._write(rest)
+        if self._blocked:
+            self._in_flight = wire
 
     def _flush_through_transport(self) -> None:
         data = b"".join(self._outbox)
@@ -759,9 +835,12 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         except Exception as error:
             self._drop_transport(f"connection lost: {error}")
             return False
-        if not self._blocked:
-            self._handed_over = 0
-        return not self._blocked
+        if self._blocked:
+            return False
+        if self._fd < 0 and self.transport is not None and self.transport.get_write_buffer_size():
+            self.context._note_slow(self)  # not yet above its mark
+        self._handed_over = 0
+        return True
 
     def _emptied(self) -> None:
         # Nothing waits any more: what was to come after that.
@@ -788,11 +867,13 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         self._blocked = True
         self._progress_time = self.context.time()
+        self.context._note_slow(self)
         self._look_again_in(self._limits.write_stall_timeout_s / 4)
 
     def resume_writing(self) -> None:
         self._blocked = False
         self._handed_over = 0
+        self._in_flight = None
         if self._outbox:
             self._flush()
         else:

@@ -1,7 +1,8 @@
 """Every limit of the server in one frozen object: its value, its unit, its reason, and who else uses it.
 
 A name ends in its unit: ``_s`` seconds, ``_bytes`` bytes, ``_per_second`` a rate; anything else is a count.
-``None`` switches a limit off, where the annotation allows it. Times end at a million seconds and all else at 2^31 - 1:
+``None``, where the annotation allows it, switches a limit off, if nothing else is said.
+Times end at a million seconds and all else at 2^31 - 1:
 beyond that they are mistakes, and what is made of them (an option of a socket, an int in C) would overflow.
 """
 
@@ -86,6 +87,9 @@ class Limits:
     """Bytes not yet taken that evict a slow consumer (4008). Centrifugo 1 MiB."""
     write_stall_timeout_s: float = 10.0
     """Time without a byte taken that evicts a slow consumer. NATS write deadline 10."""
+    outbound_total_bytes: int | None = None
+    """Memory that all slow consumers of an event loop together may keep from being freed; above it the largest are
+    evicted. None: a quarter of what the process may have (its control group's limit, or the machine's memory)."""
 
     # --- channels ---
     channel_name_bytes: int = 255

@@ -18,7 +18,7 @@ HEAD = """\
 
 Every bound of the server, with its default. The end of a name is its unit: `_s` seconds, `_bytes` bytes, `_per_second`
 a rate; anything else is a count. Times are at most 1,000,000, everything else is at most 2,147,483,647. Where a type
-has `None`, None switches the limit off. A number at the end says what others use.
+has `None`, None switches the limit off, if nothing else is said. A number at the end says what others use.
 
     server = StreetWebSocketServer(limits=Limits(message_bytes=65_536, messages_per_second=None))
 

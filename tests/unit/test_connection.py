@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import array
 import asyncio
+import dataclasses
 import gc
 import logging
+import sys
 
 import pytest
 
@@ -661,6 +663,108 @@ class TestBackpressure:
         assert not c.ws.closed
 
 
+class TestTotal:
+    """What all slow connections together keep in memory."""
+
+    LIMITS = Limits(outbound_total_bytes=100_000, ping_interval_s=None, write_stall_timeout_s=1_000)
+
+    def slow(self, world, *sizes, limits=LIMITS):
+        connections = []
+        for size in sizes:
+            c = world.connect(limits)
+            c.transport.set_write_buffer_limits(high=0)
+            c.transport.room = 0
+            c.ws.send(b"x")
+            world.turn()
+            assert c.transport.writing_paused
+            while size > 0:
+                c.ws.send(bytes(min(size, 1_000) - 4))
+                size -= 1_000
+            connections.append(c)
+        world.turn()
+        return connections
+
+    def test_the_largest_go_while_there_is_too_much(self, world, caplog):
+        a, b, c, d = self.slow(world, 20_000, 60_000, 40_000, 10_000)
+        healthy = world.connect(self.LIMITS)
+        assert world.context.stats()["bytes_waiting"] == 130_012
+        world.advance(0.9)
+        assert not b.ws.closed
+        world.advance(0.2)
+        assert b.ws.close_code == 4008
+        assert "too many bytes wait" in b.ws.close_reason
+        world.advance(10.0)
+        assert not any(each.ws.closed for each in (a, c, d, healthy))
+        stats = world.context.stats()
+        assert (stats["bytes_waiting"], stats["slow_consumers"], stats["outbound_evictions"]) == (70_009, 1, 1)
+        assert [record.getMessage() for record in caplog.records] == [
+            "1 slow connections were evicted: all together held 130012 bytes, and Limits.outbound_total_bytes is 100000"
+        ]
+        assert [code for code, _ in b.ends] == [4008]
+
+    def test_as_many_as_it_takes_in_one_round(self, world):
+        connections = self.slow(world, *[30_000 + 100 * i for i in range(10)])
+        world.advance(1.1)
+        assert [each.ws.closed for each in connections] == [False] * 3 + [True] * 7
+
+    def test_what_many_wait_for_counts_once(self, core, world):
+        connections = self.slow(world, *[0] * 50)
+        for number in range(60):
+            core.broadcast([each.ws for each in connections], b"%04d" % number * 250)
+        world.turn()
+        assert world.context.stats()["bytes_waiting"] > 3_000_000
+        world.advance(2.5)
+        assert not any(each.ws.closed for each in connections)
+        own = bytes(300_000)
+        connections[7].ws.send(own)
+        world.advance(1.1)
+        assert [i for i, each in enumerate(connections) if each.ws.closed] == [7]
+
+    def test_no_rounds_while_nobody_is_slow(self, world):
+        (c,) = self.slow(world, 10_000)
+        world.advance(5.0)
+        assert len(world.context.wheel) == 2  # the round, and the look at the peer's progress
+        c.transport.take(None)
+        world.turn()
+        assert world.context.stats()["bytes_waiting"] == 0
+        world.advance(1.1)
+        assert len(world.context.wheel) == 1
+        c.ws.abort()
+        world.advance(1.1)
+        assert len(world.context.wheel) == 0
+
+    def test_connections_that_end_are_let_go_at_once(self, world):
+        connections = self.slow(world, *[60_000] * 4)
+        for each in connections[:3]:
+            each.ws.abort()
+        world.turn()
+        assert world.context.stats()["bytes_waiting"] == 60_003
+        world.advance(3.0)
+        assert world.context.stats()["outbound_evictions"] == 0
+
+    def test_what_waits_below_the_mark_of_a_transport_that_encrypts_counts(self, world):
+        c = world.connect(self.LIMITS)
+        c.transport.room = 0
+        for _ in range(4):
+            c.ws.send(bytes(10_000))
+            world.turn()
+        assert not c.transport.writing_paused
+        assert world.context.stats()["bytes_waiting"] == 40_016
+
+    def test_each_connection_has_the_bound_of_its_limits(self, world):
+        roomy = dataclasses.replace(self.LIMITS, outbound_total_bytes=10_000_000)
+        big, biggest = self.slow(world, 300_000, 400_000, limits=roomy)
+        (small,) = self.slow(world, 50_000)
+        world.advance(1.1)
+        assert [each.ws.closed for each in (big, biggest, small)] == [False, False, True]
+
+    def test_the_default_is_a_quarter_of_what_the_process_may_have(self, world, core, monkeypatch):
+        monkeypatch.setattr(sys.modules[core.LoopContext.__module__], "process_memory_limit", lambda: 400_000)
+        connections = self.slow(world, 60_000, 50_000, limits=Limits(ping_interval_s=None))
+        world.advance(1.1)
+        assert [each.ws.closed for each in connections] == [True, False]
+
+
 class TestBroadcast:
     def test_to_any_iterable_of_connections(self, core, world):
         all_of_them = [world.connect() for _ in range(5)]
@@ -803,9 +907,11 @@ class TestContext:
             "bytes_in": len(text("hello") + frame(PING)) + 2,
             "messages_out": 3,
             "bytes_out": 2 + 3 + close_frame,
+            "bytes_waiting": 0,
             "writes": 3,
             "messages_dropped": 0,
             "slow_consumers": 0,
+            "outbound_evictions": 0,
             "protocol_errors": 1,
             "slow_reads": 0,
             "loop_lag_ms": 0,

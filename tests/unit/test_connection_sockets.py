@@ -17,7 +17,7 @@ import weakref
 import pytest
 
 from street_fast.limits import Limits
-from tests.connection_harness import connected, until
+from tests.connection_harness import Clock, connected, until
 from tests.frames_harness import BINARY, TEXT, frame
 
 pytestmark = pytest.mark.both_loops
@@ -156,6 +156,39 @@ class TestRealSockets:
             await until(lambda: not link.ws.send(bytes(100_000)))
             await until(lambda: link.ends)
             assert link.ends[0][0] == 4008
+
+    async def test_a_frame_whose_rest_waits_for_many_counts_once_in_what_all_may_hold(self, core):
+        """A transport keeps a view of it, no copy: nobody is evicted although all together are far above the bound."""
+        limits = Limits(outbound_total_bytes=4_000_000, write_hard_bytes=100_000_000)
+        loop = asyncio.get_running_loop()
+        clock = Clock()
+        context = core.LoopContext(loop, clock)
+        async with contextlib.AsyncExitStack() as stack:
+            sockets = []
+            for _ in range(10):
+                near, far = socket.socketpair()
+                stack.callback(far.close)
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
+                near.setblocking(False)
+                ws = core.WebSocket(context, limits)
+                await loop.create_connection(lambda ws=ws: ws, sock=near)
+                stack.push_async_callback(ws.wait_closed)
+                stack.callback(ws.abort)
+                sockets.append(ws)
+
+            async def a_second_passes():
+                await asyncio.sleep(0)
+                clock.now += 1.1
+                context.wheel.advance()
+
+            core.broadcast(sockets, bytes(1_000_000))
+            await a_second_passes()
+            assert context.stats()["bytes_waiting"] > 9_000_000
+            assert not any(ws.closed for ws in sockets)
+            for ws in sockets:
+                ws.send(bytes(500_000))
+            await a_second_passes()
+            assert 1 <= sum(ws.closed for ws in sockets) < 10
 
     async def test_many_that_do_not_read_do_not_disturb_one_who_does(self, core):
         limits = Limits(write_soft_bytes=10_000, write_hard_bytes=50_000)
