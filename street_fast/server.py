@@ -118,7 +118,7 @@ class StreetWebSocketServer:
         self.max_connections = max_connections
         self.counters = Counters()
         self._socket_limits = socket_limits(limits)
-        self._authenticate = authenticate
+        self.authenticate = authenticate
         self._allowed_origins = _checked_origins(allowed_origins)
         self._subprotocols = _checked_subprotocols("subprotocols", subprotocols)
         self._applications: dict[str | None, _Application] = {}
@@ -127,6 +127,8 @@ class StreetWebSocketServer:
         self._http: HttpServer | None = None  # serve()'s own
         self.opening_messages = 0
         """For a library that serves here: what a client may send above its rate, once, to take up where it was."""
+        self.checks_clients = False
+        """For a library that serves here: it finds out by itself who the clients are, so nobody need be warned."""
         self._context: SocketContext | None = None
         self._sockets: dict[WebSocket, StreetSocket] = {}
         self._bare: dict[_CountedWebSocket, asyncio.Task[None] | None] = {}
@@ -304,13 +306,13 @@ class StreetWebSocketServer:
             self._turn_away(upgrade, acceptance, CloseCode.SERVICE_RESTART, "restart")
         elif self.connection_count + len(self._authenticating) >= self.max_connections:
             self._turn_away(upgrade, acceptance, CloseCode.TRY_AGAIN_LATER, "over capacity")
-        elif self._authenticate is None:
-            if not self._warned and _is_from_outside(request):
+        elif self.authenticate is None:
+            if not (self._warned or self.checks_clients) and _is_from_outside(request):
                 self._warned = True
                 logger.warning("%r has no authenticate: anybody who reaches it may connect", self)
             self._open(upgrade, acceptance, application)
         else:
-            self._ask(self._authenticate, upgrade, acceptance, application)
+            self._ask(self.authenticate, upgrade, acceptance, application)
 
     def _ask(
         self, authenticate: Authenticate, upgrade: Upgrade, acceptance: Acceptance, application: _Application
@@ -462,7 +464,7 @@ class StreetWebSocketServer:
         with self._or_abort(transport):
             ws = self._counted_websocket(self._socket_context(), acceptance)
             self._turned_away.add(ws)
-            ws.close(code, self._retry_reason(why))
+            ws.close(code, self.retry_reason(why))
             _start(ws, transport, acceptance.head, tail)
 
     def _send_away(self, upgrade: Upgrade, why: str) -> None:
@@ -473,7 +475,8 @@ class StreetWebSocketServer:
     def _retry_after(self) -> list[tuple[str, str]]:
         return [("Retry-After", str(random.randint(1, math.ceil(self.limits.retry_hint_s))))]  # noqa: S311
 
-    def _retry_reason(self, why: str) -> str:
+    def retry_reason(self, why: str) -> str:
+        """The reason of a close with 1012 or 1013: why, and after how many seconds, random ones, to come back."""
         return f"{why}; retry in {random.uniform(0, self.limits.retry_hint_s):.1f} s"  # noqa: S311
 
     # --- the end of a connection ---
@@ -529,7 +532,7 @@ class StreetWebSocketServer:
                     break
                 await asyncio.sleep(limits.shutdown_batch_interval_s)
             for ws in connections[start : start + limits.shutdown_batch]:
-                ws.close(CloseCode.SERVICE_RESTART, self._retry_reason("restart"))
+                ws.close(CloseCode.SERVICE_RESTART, self.retry_reason("restart"))
         await self._wait_until_all_are_gone(deadline - loop.time())
         for ws in [*self._sockets, *self._bare, *self._turned_away]:
             ws.abort()
