@@ -130,9 +130,9 @@ class ChannelHub:
                 f"end, whoever closes the laptop while typing types for ever"
             )
         self._typing_ttl_s = typing_ttl_ms / 1_000
-        self._limits = checked_limits(limits)
+        self.limits = checked_limits(limits)
         self._wheel = wheel
-        self._clock_ms = clock_ms if clock_ms is not None else _time_of_day_ms
+        self.clock_ms = clock_ms if clock_ms is not None else _time_of_day_ms
         self._presence = Presence()
         self._presence_interval_s: float | None = None
         self._changed: dict[str, dict[str, None]] = {}  # who came or went since the last event, by channel
@@ -175,7 +175,7 @@ class ChannelHub:
         if member_id in members:
             self._set_aware(channel, subscriber.sink, presence)
             return False
-        if subscriber.memberships >= self._limits.channels_per_connection:
+        if subscriber.memberships >= self.limits.channels_per_connection:
             raise LimitExceeded(
                 f"connection {conn.id} cannot join channel {channel!r}: it is in {subscriber.memberships} already, and "
                 f"Limits.channels_per_connection allows no more"
@@ -273,14 +273,14 @@ class ChannelHub:
             return 0
         skip: set[object] = set()
         if except_conn_id is not None:
-            subscriber = self._subscribers.get(except_conn_id)
-            if subscriber is not None and subscriber.sink in sinks:
-                skip.add(subscriber.sink)
+            sink = self.sink_of(except_conn_id)
+            if sink in sinks:
+                skip.add(sink)
         if except_member_id is not None and self._presence.is_present(channel, except_member_id):
             skip.update(sink for sink, members in sinks.items() if except_member_id in members)
         recipients = len(sinks) - len(skip)
         if recipients:
-            self._send(sinks, Message(type, channel, data, self._clock_ms()), skip or None)
+            self._send(sinks, Message(type, channel, data, self.clock_ms()), skip or None)
         return recipients
 
     def set_typing(self, channel: str, member_id: str, typing: bool, conn: Peer | None = None) -> bool:
@@ -298,7 +298,7 @@ class ChannelHub:
             timer.reschedule(self._typing_ttl_s)
             return False
         if typing and self._presence.is_present(channel, member_id):
-            self._typing_timers[key] = self._timers().schedule(self._typing_ttl_s, self._on_typing_expired, key)
+            self._typing_timers[key] = self.timers().schedule(self._typing_ttl_s, self._on_typing_expired, key)
         elif timer is not None:
             del self._typing_timers[key]
             timer.cancel()
@@ -327,9 +327,9 @@ class ChannelHub:
         Many is above ``limits.presence_members``, or so much JSON that a slow client would be evicted for it.
         """
         count = self._presence.count(channel)
-        if count <= self._limits.presence_members:
+        if count <= self.limits.presence_members:
             written = encode(self._presence.describe(channel))
-            if len(written) <= self._limits.write_hard_bytes // 4:
+            if len(written) <= self.limits.write_hard_bytes // 4:
                 return {"members": msgspec.Raw(written)}
         return {"memberCount": count}
 
@@ -340,6 +340,15 @@ class ChannelHub:
     def is_joined(self, channel: str, member_id: str, conn: Peer) -> bool:
         """Whether this connection is in the channel as that member."""
         return member_id in self._channels.get(channel, _NO_SINKS).get(conn.sink, ())
+
+    def has_channel(self, channel: str) -> bool:
+        """Whether the channel has a connection."""
+        return channel in self._channels
+
+    def sink_of(self, conn_id: str) -> object:
+        """The sink of the connection with this id; None if it is not bound to the hub."""
+        subscriber = self._subscribers.get(conn_id)
+        return None if subscriber is None else subscriber.sink
 
     def channels_of(self, conn: Peer) -> list[str]:
         """The names of the channels that the connection is in."""
@@ -364,7 +373,7 @@ class ChannelHub:
 
     def check_name(self, what: str, name: str) -> None:
         """Raises ValueError for what is no name of a channel and no id of a member; `what` says which is meant."""
-        limit = self._limits.channel_name_bytes
+        limit = self.limits.channel_name_bytes
         if (
             not isinstance(name, str)
             or not 0 < len(name) <= limit
@@ -374,6 +383,23 @@ class ChannelHub:
             raise ValueError(
                 f"{what} {_shortened(name)}: must be a str of 1 to {limit} bytes in UTF-8 without control characters"
             )
+
+    def check_member(self, member_id: str, info: Any = None) -> None:
+        """Raises ValueError, as `join` would, for an id or an info that cannot be those of a member."""
+        self.check_name("member id", member_id)
+        self._write_info(member_id, info)
+
+    def timers(self) -> TimerWheel:
+        """What keeps the time for the hub. Raises RuntimeError outside of an event loop if it was given none."""
+        if self._wheel is not None:
+            return self._wheel
+        try:
+            return LoopContext.of().wheel
+        except RuntimeError:
+            raise RuntimeError(
+                "set_typing(), and presence in differences, need a running event loop to keep the time; elsewhere use "
+                "ChannelHub(wheel=...)"
+            ) from None
 
     # --- inside ---
 
@@ -385,10 +411,10 @@ class ChannelHub:
             json = encode(info)
         except (TypeError, ValueError) as error:
             raise ValueError(f"info of member {member_id!r} cannot be written as JSON: {error}") from error
-        if len(json) > self._limits.presence_info_bytes:
+        if len(json) > self.limits.presence_info_bytes:
             raise LimitExceeded(
                 f"info of member {member_id!r} has {len(json)} bytes, and Limits.presence_info_bytes allows "
-                f"{self._limits.presence_info_bytes}"
+                f"{self.limits.presence_info_bytes}"
             )
         return msgspec.Raw(json)
 
@@ -440,17 +466,6 @@ class ChannelHub:
             self._announce(channel, change, skip=subscriber.sink)
         return True
 
-    def _timers(self) -> TimerWheel:
-        if self._wheel is not None:
-            return self._wheel
-        try:
-            return LoopContext.of().wheel
-        except RuntimeError:
-            raise RuntimeError(
-                "set_typing(), and presence in differences, need a running event loop to keep the time; elsewhere use "
-                "ChannelHub(wheel=...)"
-            ) from None
-
     def _typing_expired(self, key: tuple[str, str]) -> None:
         del self._typing_timers[key]
         channel, member_id = key
@@ -475,10 +490,10 @@ class ChannelHub:
         if self._presence_interval_s is not None and change.type != "typing":
             self._changed.setdefault(channel, {})[change.data["memberId"]] = None
             if self._presence_timer is None:
-                self._presence_timer = self._timers().schedule(self._presence_interval_s, self._tell_presence)
+                self._presence_timer = self.timers().schedule(self._presence_interval_s, self._tell_presence)
         elif len(sinks) > 1 or skip not in sinks:
             unaware = self._unaware.get(channel)
-            message = Message(change.type, channel, change.data, self._clock_ms())
+            message = Message(change.type, channel, change.data, self.clock_ms())
             self._send(sinks, message, skip if unaware is None else {*unaware, skip}, droppable=True)
 
     def _tell_presence(self, _: object) -> None:
@@ -491,18 +506,18 @@ class ChannelHub:
                 continue  # it is alone with itself
             self._send(sinks, self._difference(channel, changed), self._unaware.get(channel), droppable=True)
         if self._changed:
-            self._presence_timer = self._timers().schedule(0, self._tell_presence)
+            self._presence_timer = self.timers().schedule(0, self._tell_presence)
 
     def _difference(self, channel: str, changed: Iterable[str]) -> Message:
         """The ``presence`` event about those who came or went."""
         presence = self._presence
         count: dict[str, Any] = {"memberCount": presence.count(channel)}
-        if presence.count(channel) <= self._limits.presence_members:
+        if presence.count(channel) <= self.limits.presence_members:
             here = [member_id for member_id in changed if presence.is_present(channel, member_id)]
             joined = [describe(member_id, presence.info(channel, member_id)) for member_id in here]
             left = [{"memberId": member_id} for member_id in changed if not presence.is_present(channel, member_id)]
             message = Message("presence", channel, {"joined": joined, "left": left, **count})
-            if len(message.json) <= self._limits.write_hard_bytes // 4:
+            if len(message.json) <= self.limits.write_hard_bytes // 4:
                 return message
         return Message("presence", channel, count)
 

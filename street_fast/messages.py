@@ -38,8 +38,10 @@ __all__ = [
     "decoder_for",
     "encode",
     "error_message",
+    "gap_message",
     "publication",
     "publication_payload",
+    "publish_reply",
 ]
 
 UNSET: Final = msgspec.UNSET
@@ -279,6 +281,27 @@ def publication(channel: str, payload: bytes, position: str | None) -> WrittenMe
     """The ``message`` event of a `publication_payload`."""
     json = payload + b"}" if position is None else b'%b,"position":"%b"}' % (payload, position.encode())
     return WrittenMessage("message", channel, json, position)
+
+
+def publish_reply(
+    channel: str,
+    id: int | str,  # noqa: A002
+    ts: int,
+    position: str | None,
+    duplicate: bool,
+) -> WrittenMessage:
+    """``{"type":"reply","channel","id","data":{"ts","position"?,"duplicate"?}}``."""
+    json = b'{"type":"reply","channel":%b,"id":%b,"data":{"ts":%d' % (orjson.dumps(channel), orjson.dumps(id), ts)
+    if position is not None:
+        json += b',"position":"%b"' % position.encode()
+    return WrittenMessage("reply", channel, json + (b',"duplicate":true}}' if duplicate else b"}}"))
+
+
+def gap_message(channel: str, position: str | None) -> Message:
+    """``{"type":"gap","channel","data":{"position"?}}``: messages up to `position` are gone."""
+    message = Message("gap", channel, {} if position is None else {"position": position})
+    message.position = position
+    return message
 
 
 def error_message(

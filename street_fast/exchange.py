@@ -1,0 +1,239 @@
+"""Exchange: what stands between the hub of a node and the backplane.
+
+To the backplane it is the sink: what was published anywhere is delivered to the connections of the hub, written and
+framed once. Subscribers that are still catching up are left out and hold it instead. To the hub it is the watcher: the
+backplane hears which channels have connections here, and which members.
+
+Which channels keep history is decided here, by name or pattern.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import inspect
+import logging
+import re
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+from street_fast.backplanes import History, Page, Position, Publication, Unavailable
+from street_fast.errors import ConfigurationError
+from street_fast.messages import gap_message, publication
+
+if TYPE_CHECKING:
+    from street_fast.backplanes import Backplane
+    from street_fast.hub import ChannelHub
+    from street_fast.recovery import CatchUp
+
+__all__ = ["Exchange", "HistoryRules"]
+
+logger = logging.getLogger("street_fast")
+
+
+class HistoryRules:
+    """Which channels keep history: ``{"room:*": History(...), "lobby": History(...)}``.
+
+    A key is a name or a pattern with ``*``, ``?`` and ``[...]`` as in the shell; the first that matches counts, and
+    None stands for no history. Raises ConfigurationError for anything else.
+    """
+
+    __slots__ = ("_found", "_rules", "any")
+
+    def __init__(self, rules: Mapping[str, History | None] | None) -> None:
+        if rules is not None and not isinstance(rules, Mapping):
+            raise ConfigurationError(
+                f"history={rules!r}: must be a mapping of channel names or patterns to History objects, such as "
+                f'{{"room:*": History()}}'
+            )
+        self._rules: list[tuple[re.Pattern[str], History | None]] = []
+        for pattern, history in ({} if rules is None else rules).items():
+            if not isinstance(pattern, str) or not pattern:
+                raise ConfigurationError(f"history: {pattern!r} must be the name of a channel or a pattern")
+            if history is not None and not isinstance(history, History):
+                raise ConfigurationError(f"history[{pattern!r}]={history!r}: must be a History object, or None")
+            self._rules.append((re.compile(fnmatch.translate(pattern)), history))
+        self._found: dict[str, History | None] = {}
+        self.any = any(history is not None for _, history in self._rules)
+        """Whether any channel may keep history."""
+
+    def of(self, channel: str) -> History | None:
+        """What the channel keeps."""
+        if not self.any:
+            return None
+        found = self._found
+        if channel in found:
+            return found[channel]
+        history = next((history for pattern, history in self._rules if pattern.match(channel)), None)
+        if len(found) >= _CHANNELS_REMEMBERED:
+            found.clear()
+        found[channel] = history
+        return history
+
+
+_CHANNELS_REMEMBERED = 10_000
+
+
+class Exchange:
+    """Between `hub` and `backplane`; see above. It becomes the watcher of the hub.
+
+    Raises ConfigurationError for a hub that is watched already.
+    """
+
+    def __init__(self, hub: ChannelHub, backplane: Backplane, rules: HistoryRules, most_missed: int) -> None:
+        if hub.watcher is not None:
+            raise ConfigurationError(f"hub={hub!r}: belongs to another Realtime already")
+        self.hub = hub
+        self.backplane = backplane
+        self.history_of = rules.of
+        self.delivered = 0
+        """Publications that came from the backplane."""
+        self._most_missed = most_missed
+        self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
+        self._interests: dict[str, asyncio.Future[None]] = {}  # of channels that the backplane is about to hear
+        self._tasks: set[asyncio.Task[Any]] = set()
+        hub.watcher = self
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs what is nobody's to await, until `close`."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def close(self) -> None:
+        """Ends what runs here, and the backplane."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.backplane.close()
+
+    # --- for sessions ---
+
+    @property
+    def catching_up(self) -> int:
+        """How many subscriptions are catching up."""
+        return sum(map(len, self._catching_up.values()))
+
+    def hold(self, channel: str, sink: object, catch_up: CatchUp) -> None:
+        """What is published to the channel is for `catch_up` to hold, and not for the sink, until `release`."""
+        self._catching_up.setdefault(channel, {})[sink] = catch_up
+
+    def release(self, channel: str, sink: object) -> None:
+        """Take back `hold`."""
+        sinks = self._catching_up[channel]
+        del sinks[sink]
+        if not sinks:
+            del self._catching_up[channel]
+
+    def read_missed(self, channel: str, since: Position) -> Page | Awaitable[Page]:
+        """A page of the history of a channel after a position. Raises Unavailable, or the awaitable does."""
+        history = self.history_of(channel)
+        assert history is not None
+        return self.backplane.read(channel, history, since=since, limit=self._most_missed)
+
+    def interest_in(self, channel: str) -> Awaitable[object] | None:
+        """To be awaited before the history is read: until the backplane hears the channel. Never raises."""
+        future = self._interests.get(channel)
+        return None if future is None else asyncio.wait([future])
+
+    # --- what the backplane says ---
+
+    def deliver(self, channel: str, published: Publication) -> None:
+        """Something was published."""
+        self.delivered += 1
+        payload, position, skip_id = published
+        if position is None:
+            message, behind = publication(channel, payload, None), None
+        else:
+            message, behind = publication(channel, payload, str(position)), self._catching_up.get(channel)
+        skip = None if skip_id is None else self.hub.sink_of(skip_id)
+        if behind is None or position is None:
+            self.hub.deliver(channel, message, skip)
+            return
+        for sink, catch_up in behind.items():
+            if sink is not skip:
+                catch_up.hold(position, message)
+        self.hub.deliver(channel, message, {skip, *behind})
+
+    def lost(self, channel: str | None) -> None:
+        """Something was lost: who is catching up reads on in the history, and all others are told."""
+        for name in self.hub.channel_names() if channel is None else [channel]:
+            for catch_up in self._catching_up.get(name, {}).values():
+                catch_up.lost()
+            history = self.history_of(name)
+            if history is None:
+                self._tell_gap(name, None)
+                continue
+            try:
+                page = self.backplane.read(name, history, since=None, limit=0)
+            except Unavailable:
+                self._tell_gap(name, None)
+                continue
+            if inspect.isawaitable(page):
+                self.spawn(self._tell_gap_later(name, page))
+            else:
+                self._tell_gap(name, page.top)
+
+    async def _tell_gap_later(self, channel: str, page: Awaitable[Page]) -> None:
+        try:
+            position = (await page).top
+        except Unavailable:
+            position = None
+        self._tell_gap(channel, position)
+
+    def _tell_gap(self, channel: str, position: Position | None) -> None:
+        message = gap_message(channel, None if position is None else str(position))
+        self.hub.deliver(channel, message, set(self._catching_up.get(channel, ())))
+
+    def members_changed(self, channel: str, joined: list[tuple[str, bytes | None]], left: list[str]) -> None:
+        """Members of other nodes came or went."""
+        self.hub.members_changed(channel, joined, left)
+
+    # --- what the hub says ---
+
+    def channel_opened(self, channel: str) -> None:
+        """The channel has its first connection here."""
+        try:
+            pending = self.backplane.subscribe(channel)
+        except Exception as error:
+            self._cannot_hear(channel, error)
+            return
+        if pending is not None:
+            self._interests[channel] = self.spawn(self._hear(channel, pending))
+
+    async def _hear(self, channel: str, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except Exception as error:
+            self._cannot_hear(channel, error)
+        finally:
+            if self._interests.get(channel) is asyncio.current_task():
+                del self._interests[channel]
+
+    def _cannot_hear(self, channel: str, error: Exception) -> None:
+        # What is published on this node arrives all the same; of the others the backplane says `lost` in time.
+        if not isinstance(error, Unavailable):
+            logger.error("the backplane cannot subscribe to channel %r", channel, exc_info=error)
+
+    def channel_closed(self, channel: str) -> None:
+        """The channel has no connection here any more."""
+        self._interests.pop(channel, None)
+        self.backplane.unsubscribe(channel)
+
+    def member_joined(self, channel: str, member_id: str, info: bytes | None) -> None:
+        """A member has come to this node."""
+        self.backplane.join(channel, member_id, info)
+
+    def member_left(self, channel: str, member_id: str) -> None:
+        """A member has left this node."""
+        self.backplane.leave(channel, member_id)
+
+    # --- inside ---
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of Realtime failed", exc_info=task.exception())

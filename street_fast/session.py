@@ -1,0 +1,742 @@
+"""Session: one client of a Realtime, whatever its transport: what it may ask for, and what it gets.
+
+The transport decodes envelopes and gives them to `handle`, one after the other: what `handle` leaves to await is
+awaited before the next. An envelope with an id gets exactly one ``reply`` or ``error``; one that fails always gets an
+``error``. What all of them mean is in docs/protocol.md.
+
+Operations are generators that yield what they have to wait for. Mostly that is nothing: `authorize` is a plain function
+and the backplane in memory; then an operation is done when `handle` returns, without a coroutine and a task. Publishing
+where everybody may is the hot path, and not even a generator. The code of the application (`authorize`, a token's
+`member`) is only ever awaited in the task of the transport.
+
+Nobody is allowed anything by an accident: an `authorize` that raises, or answers anything but True, has refused. A
+channel ``user:<id>`` is its member's: no other may subscribe to it or look into it, whatever `authorize` says; and to
+publish there takes an explicit True.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from street_fast.auth import Grant, Member, TokenRefused
+from street_fast.backplanes import OutcomeUnknown, Position, Published, Unavailable
+from street_fast.errors import CloseCode, LimitExceeded
+from street_fast.messages import (
+    UNSET,
+    Envelope,
+    ErrorCode,
+    MalformedMessage,
+    Message,
+    WrittenMessage,
+    decode_data,
+    error_message,
+    publication,
+    publication_payload,
+    publish_reply,
+)
+from street_fast.recovery import CatchUp, Recovery
+from street_fast.street_socket import STOPPING, UNHANDLED
+
+if TYPE_CHECKING:
+    from street_fast._core import Timer
+    from street_fast.backplanes import Page, Publication
+    from street_fast.hub import Peer
+    from street_fast.realtime import Realtime
+
+__all__ = ["Guest", "Session", "SessionPeer"]
+
+logger = logging.getLogger("street_fast")
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Awaitable[Any], Any, T]
+"""What an operation still has to do: it yields what is to be awaited, and is sent the result."""
+
+Left: TypeAlias = Coroutine[Any, Any, object] | None
+
+
+if TYPE_CHECKING:
+
+    class SessionPeer(Peer, Protocol):
+        """What a session needs of a connection: a StreetSocket, or an event stream.
+
+        Its `sink` has ``bytes_buffered``: how much is on its way to the client.
+        """
+
+        @property
+        def sink(self) -> Any: ...
+
+        def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+            """Ends the connection, and tells the client why."""
+
+        async def drain(self) -> None:
+            """Waits until at most ``Limits.write_soft_bytes`` are unsent. Raises ConnectionClosed if it ends before."""
+
+        def note_abuse(self) -> None:
+            """An event was refused for the rate of a channel; see `StreetSocket.note_abuse`."""
+
+
+class _Refused(Exception):
+    """Ends an operation with an ``error``."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        self.code = code
+        self.message = message
+        super().__init__(message)
+
+
+class _ChannelGrant(NamedTuple):
+    """What a channel token allows, and the timer that ends it."""
+
+    actions: frozenset[str]
+    timer: Timer | None
+
+
+class _TypingData(msgspec.Struct):
+    typing: bool
+
+
+class _AuthData(msgspec.Struct):
+    token: str
+
+
+class _HistoryData(msgspec.Struct):
+    limit: int = 50
+    since: str | None = None
+
+
+class Guest(Member):
+    """Somebody who has not logged in, and need not. The id is the connection's own."""
+
+    __slots__ = ()
+
+
+class Session:
+    """One client. `member` is who it is; None until it has logged in. `peer` is its connection.
+
+    Made by `Realtime.open`. Not to be used from other threads.
+    """
+
+    __slots__ = ("_grants", "_realtime", "_recovery", "_timer", "member", "peer")
+
+    def __init__(self, realtime: Realtime, peer: SessionPeer) -> None:
+        self._realtime = realtime
+        self.peer = peer
+        self.member: Member | None = None
+        self._timer: Timer | None = None  # until it must have logged in, or brought a new token
+        self._grants: dict[str, _ChannelGrant] | None = None
+        self._recovery: Recovery | None = None
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """The names of the channels that the client is in."""
+        return self._realtime.hub.channels_of(self.peer)
+
+    def __repr__(self) -> str:
+        return f"<Session {'nobody' if self.member is None else self.member.id!r} on {self.peer!r}>"
+
+    # --- for the transport ---
+
+    def handle(self, envelope: Envelope) -> Any:
+        """Does what the client asks for: at once (None), or in a coroutine; UNHANDLED if it is not for a session."""
+        if self.member is None and envelope.type not in _BEFORE_LOGIN:
+            self._refuse(envelope, "unauthorized", 'log in first: {"type":"auth","data":{"token":...}}')
+            return None
+        operation = _OPERATIONS.get(envelope.type)
+        if operation is not None:
+            return operation(self, envelope)
+        if self._realtime.has_handlers:
+            return UNHANDLED
+        self._refuse(envelope, "bad_request", "there is no message of this type")
+        return None
+
+    def subscribe(self, channel: str, *, since: str | None = None, token: str | None = None) -> Left:
+        """As if the client had sent ``subscribe``; the reply is an event ``subscribed`` of the channel, without an id.
+
+        For transports whose clients name channels in the request. What it leaves to await may wait until the client
+        has read (`SessionPeer.drain`).
+        """
+        envelope = Envelope("subscribed", channel, since=since, token=token)
+        return self._run(envelope, self._subscribing(envelope))
+
+    def await_login(self) -> None:
+        """The client must log in, in time."""
+        self._timer = self._realtime.timers.schedule(self._realtime.limits.login_timeout_s, self._on_login_due)
+
+    def end(self, _: object = None) -> None:
+        """The connection has ended. The hub sees to the channels."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._grants is not None:
+            for channel in list(self._grants):
+                self._drop_grant(channel)
+        if self._recovery is not None:
+            for channel in list(self._recovery.catch_ups):
+                self._end_catch_up(channel)
+        self._realtime.ended(self)
+
+    def log_in(self, member: Member) -> None:
+        """The client is `member` from now on. Raises ValueError for an id or info that channels cannot take."""
+        realtime = self._realtime
+        realtime.hub.check_member(member.id, member.info)
+        if self.member is None or member.id != self.member.id:
+            realtime.forget(self)
+            self.member = member
+            realtime.remember(self)
+        self.member = member
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if member.expires_at is not None:
+            self._timer = realtime.timers.schedule(self._left_of(member.expires_at), self._on_token_due)
+
+    def take_out(self, channel: str, code: ErrorCode, message: str) -> bool:
+        """Ends a subscription and tells the client; False if there is none."""
+        if not self._leave(channel):
+            return False
+        self.peer.deliver(Message("unsubscribed", channel, {"code": code, "message": message}))
+        return True
+
+    # --- publish ---
+
+    def _publish(self, envelope: Envelope) -> Left:
+        channel = envelope.channel
+        if self._realtime.authorize is None and channel is not None and channel[:5] != _USER:
+            return self._publish_now(envelope, channel)
+        return self._run(envelope, self._publishing(envelope))
+
+    def _publishing(self, envelope: Envelope) -> Steps[None]:
+        channel = self._channel_of(envelope)
+        yield from self._may(channel, "publish")
+        left = self._publish_now(envelope, channel)
+        if left is not None:
+            yield left
+
+    def _publish_now(self, envelope: Envelope, channel: str) -> Left:
+        realtime, member = self._realtime, self.member
+        exchange = realtime.exchange
+        assert member is not None
+        data = envelope.data
+        if data is UNSET:
+            data = envelope.payload
+            if data is UNSET:
+                self._refuse(envelope, "bad_request", "publish needs data; it may be null")
+                return None
+        key = envelope.key
+        if key is not None:
+            if not 0 < len(key.encode()) <= realtime.limits.publish_key_bytes:
+                self._refuse(envelope, "bad_request", f"key: 1 to {realtime.limits.publish_key_bytes} bytes")
+                return None
+            key = f"{member.id}\n{key}"  # nobody can use up the keys of another; no id has a line end in it
+        if not realtime.hub.has_channel(channel) and not self._is_name(envelope, channel):
+            return None
+        if not realtime.take_from_rate(channel):
+            self._refuse(envelope, "rate_limited", "too many messages to this channel per second")
+            self.peer.note_abuse()
+            return None
+        ts = realtime.clock_ms()
+        payload = publication_payload(channel, data, ts, member.id)
+        try:
+            published = exchange.backplane.publish(channel, payload, history=exchange.history_of(channel), key=key)
+        except STOPPING:
+            raise
+        except BaseException as error:
+            self._publish_failed(envelope, error)
+            return None
+        if type(published) is Published:
+            if envelope.id is not None:
+                self._reply_published(envelope, ts, published)
+            return None
+        assert inspect.isawaitable(published)
+        return self._publish_later(envelope, ts, published)
+
+    async def _publish_later(self, envelope: Envelope, ts: int, published: Awaitable[Published]) -> None:
+        try:
+            result = await published
+        except STOPPING:
+            raise
+        except BaseException as error:
+            if self.peer.closed:
+                raise
+            self._publish_failed(envelope, error)
+            return
+        self._reply_published(envelope, ts, result)
+
+    def _publish_failed(self, envelope: Envelope, error: BaseException) -> None:
+        if isinstance(error, Unavailable):
+            self._refuse(envelope, "unavailable", "it was not published; try again later")
+            return
+        if not isinstance(error, OutcomeUnknown):
+            logger.error("publishing to channel %r failed", envelope.channel, exc_info=error)
+        self._refuse(envelope, "unknown", "it may have been published or not; to try again use the same key")
+
+    def _reply_published(self, envelope: Envelope, ts: int, published: Published) -> None:
+        if envelope.id is not None:
+            assert envelope.channel is not None
+            position = None if published.position is None else str(published.position)
+            self.peer.deliver(publish_reply(envelope.channel, envelope.id, ts, position, published.duplicate))
+
+    # --- subscribe and unsubscribe ---
+
+    def _subscribe(self, envelope: Envelope) -> Left:
+        return self._run(envelope, self._subscribing(envelope))
+
+    def _subscribing(self, envelope: Envelope) -> Steps[None]:
+        realtime, peer = self._realtime, self.peer
+        channel = self._channel_of(envelope)
+        since = self._position("since", envelope.since)
+        yield from self._catch_breath()
+        if envelope.token is not None and realtime.auth is not None:
+            yield from self._take_grant(channel, envelope.token)
+        try:
+            yield from self._may(channel, "subscribe")
+        except _Refused:
+            self._leave(channel)  # it was allowed before, and is not any more
+            raise
+        sees_presence = yield from self._is_allowed(channel, "presence")
+        member = self.member
+        if member is None or peer.closed:
+            return
+        was_joined = realtime.hub.is_joined(channel, member.id, peer)
+        try:
+            realtime.hub.join(channel, member.id, peer, member.info, presence=sees_presence)
+        except LimitExceeded:
+            most = realtime.hub.limits.channels_per_connection
+            raise _Refused("limit_exceeded", f"a connection may be in {most} channels") from None
+        self._end_catch_up(channel)
+        try:
+            data, position, catch_up = yield from self._joined(channel, since, envelope.since is not None)
+        except BaseException:
+            self._end_catch_up(channel)
+            if not was_joined:
+                self._leave(channel)
+            raise
+        if not realtime.hub.is_joined(channel, member.id, peer):
+            raise _Refused("unavailable", "the subscription was ended while it began")
+        if sees_presence:
+            data = {**realtime.hub.roll(channel), **data}
+            typing = realtime.hub.typing_members(channel)
+            if typing and len(typing) <= realtime.hub.limits.presence_members:
+                data["typing"] = typing
+        self._answer(envelope, data, position)
+        if catch_up is not None:
+            if catch_up.complete:
+                self._end_catch_up(channel)
+            else:
+                self._recover()
+
+    def _joined(
+        self, channel: str, since: Position | None, asked: bool
+    ) -> Steps[tuple[dict[str, Any], str | None, CatchUp | None]]:
+        """What the reply says of the history, the position of the client after it, and what follows it."""
+        realtime, exchange = self._realtime, self._realtime.exchange
+        history = exchange.history_of(channel)
+        catch_up = None
+        if history is not None and since is not None:
+            catch_up = self._begin_catch_up(channel, since)
+        pending = exchange.interest_in(channel)
+        if pending is not None:
+            yield pending
+        if history is None:
+            return {"recovered": False, "messages": []} if asked else {}, None, None
+        if catch_up is None:
+            page: Page = yield from self._read(exchange.backplane.read(channel, history, since=None, limit=0))
+            return {"position": str(page.top)}, str(page.top), None
+        page = yield from self._read(exchange.read_missed(channel, catch_up.begin_read()))
+        gone = catch_up.take(page)
+        recovered = gone is None
+        missed = catch_up.missed_within(realtime.limits.recovery_reply_bytes) if recovered else []
+        realtime.note_recovery(recovered)
+        position = str(catch_up.position)
+        return {"position": position, "recovered": recovered, "messages": _spliced(missed)}, position, catch_up
+
+    def _read(self, page: Page | Awaitable[Page]) -> Steps[Page]:
+        return (yield page) if inspect.isawaitable(page) else page
+
+    def _unsubscribe(self, envelope: Envelope) -> None:
+        channel = envelope.channel
+        if channel is None:
+            self._refuse(envelope, "bad_request", "unsubscribe needs a channel")
+            return
+        self._leave(channel)
+        self._answer(envelope, {})
+
+    def _leave(self, channel: str) -> bool:
+        """Leaves the channel; False if the client was not in it."""
+        self._end_catch_up(channel)
+        self._drop_grant(channel)
+        hub, member = self._realtime.hub, self.member
+        if member is None or not hub.is_joined(channel, member.id, self.peer):
+            return False
+        hub.leave(channel, member.id, self.peer)
+        return True
+
+    # --- recovery ---
+
+    def _begin_catch_up(self, channel: str, since: Position) -> CatchUp:
+        """From now on, what is published to the channel is held."""
+        realtime, exchange = self._realtime, self._realtime.exchange
+        catch_up = CatchUp(channel, since, realtime.limits.recovery_messages)
+        if self._recovery is None:
+            self._recovery = Recovery(
+                self.peer, exchange.read_missed, self._end_catch_up, realtime.limits.recovery_reply_bytes
+            )
+        self._recovery.catch_ups[channel] = catch_up
+        exchange.hold(channel, self.peer.sink, catch_up)
+        return catch_up
+
+    def _recover(self) -> None:
+        """Sends the rest beside what the client does."""
+        assert self._recovery is not None
+        if not self._recovery.running:
+            self._realtime.exchange.spawn(self._recovery.run())
+
+    def _end_catch_up(self, channel: str) -> None:
+        """From now on, what is published to the channel is sent at once."""
+        recovery = self._recovery
+        if recovery is not None and recovery.catch_ups.pop(channel, None) is not None:
+            self._realtime.exchange.release(channel, self.peer.sink)
+            if not recovery.catch_ups:
+                self._recovery = None
+
+    # --- the other operations ---
+
+    def _typing(self, envelope: Envelope) -> Left:
+        return self._run(envelope, self._set_typing(envelope))
+
+    def _set_typing(self, envelope: Envelope) -> Steps[None]:
+        channel = self._channel_of(envelope)
+        typing = decode_data(envelope.raw_data, _TypingData).typing
+        hub = self._realtime.hub
+        if self.member is None or not hub.is_joined(channel, self.member.id, self.peer):
+            raise _Refused("not_subscribed", "subscribe to the channel first")
+        if typing:  # who may not publish does not type; to have stopped is always true
+            yield from self._may(channel, "publish")
+        if hub.is_joined(channel, self.member.id, self.peer):
+            hub.set_typing(channel, self.member.id, typing, self.peer)
+        self._answer(envelope, {})
+
+    def _presence(self, envelope: Envelope) -> Left:
+        return self._run(envelope, self._tell_presence(envelope))
+
+    def _tell_presence(self, envelope: Envelope) -> Steps[None]:
+        channel = self._channel_of(envelope)
+        yield from self._catch_breath()
+        yield from self._may(channel, "presence")
+        self._answer(envelope, self._realtime.hub.roll(channel))
+
+    def _history(self, envelope: Envelope) -> Left:
+        return self._run(envelope, self._tell_history(envelope))
+
+    def _tell_history(self, envelope: Envelope) -> Steps[None]:
+        realtime = self._realtime
+        channel = self._channel_of(envelope)
+        wanted = _HistoryData() if envelope.raw_data is UNSET else decode_data(envelope.raw_data, _HistoryData)
+        most = realtime.limits.recovery_messages
+        if not 1 <= wanted.limit <= most:
+            raise _Refused("bad_request", f"limit: must be from 1 to {most}")
+        since = self._position("data.since", wanted.since)
+        yield from self._catch_breath()
+        yield from self._may(channel, "history")
+        history = realtime.exchange.history_of(channel)
+        if history is None:
+            raise _Refused("bad_request", "the channel keeps no history")
+        read = realtime.exchange.backplane.read
+        page: Page = yield from self._read(read(channel, history, since=since, limit=wanted.limit))
+        messages = _some_of(page.publications, channel, realtime.limits.write_hard_bytes // 4, newest=since is None)
+        data: dict[str, Any] = {"messages": _spliced(messages), "position": str(page.top)}
+        if since is not None:
+            data["recovered"] = page.recovered
+        self._answer(envelope, data)
+
+    def _auth(self, envelope: Envelope) -> Left:
+        return self._run(envelope, self._authenticate(envelope))
+
+    def _authenticate(self, envelope: Envelope) -> Steps[None]:
+        auth = self._realtime.auth
+        if auth is None:
+            raise _Refused("bad_request", "this server takes no tokens")
+        token = decode_data(envelope.raw_data, _AuthData).token
+        try:
+            answer = auth.verify(token)
+            member: Member = (yield answer) if inspect.isawaitable(answer) else answer
+        except TokenRefused as error:
+            if error.temporary:
+                raise _Refused("unavailable", str(error)) from None
+            self._refuse(envelope, "unauthorized", str(error))
+            self.peer.close(CloseCode.UNAUTHORIZED, _short(str(error)))
+            return
+        first = self.member is None
+        if self.member is not None and member.id != self.member.id:
+            if not isinstance(self.member, Guest):
+                raise _Refused("bad_request", "the token is of another member; open another connection for it")
+            if self.subscriptions:
+                raise _Refused("bad_request", "log in before you subscribe, or open another connection for it")
+        try:
+            self.log_in(member)
+        except ValueError as error:
+            logger.error("a member cannot be let in: %s", error)
+            raise _Refused("forbidden", "this member cannot be let in") from None
+        self._realtime.logged_in(self, first)
+        self._answer(envelope, self.who())
+
+    def _ping(self, envelope: Envelope) -> None:
+        if envelope.id is None:
+            self.peer.deliver(_PONG)
+        else:
+            self._answer(envelope, {"ts": self._realtime.clock_ms()})
+
+    def _pong(self, envelope: Envelope) -> None:
+        """The heartbeat has seen that bytes came."""
+
+    # --- what is allowed ---
+
+    def _may(self, channel: str, action: str) -> Steps[None]:
+        """Ends the operation unless the member may do that."""
+        allowed = yield from self._is_allowed(channel, action)
+        if not allowed:
+            self._realtime.forbidden += 1
+            raise _Refused("forbidden", f"{action} is not allowed in this channel")
+
+    def _is_allowed(self, channel: str, action: str) -> Steps[bool]:
+        member, authorize = self.member, self._realtime.authorize
+        assert member is not None
+        grant = None if self._grants is None else self._grants.get(channel)
+        if channel.startswith(_USER):
+            if action != "publish":
+                return channel == _USER + member.id
+            if authorize is None:
+                return grant is not None and action in grant.actions
+        if grant is not None and action in grant.actions:
+            return True
+        if authorize is None:
+            return True
+        try:
+            answer = authorize(member, channel, action)
+            if inspect.isawaitable(answer):
+                answer = yield answer
+        except STOPPING:
+            raise
+        except BaseException as error:
+            if self.peer.closed:
+                raise
+            logger.error("authorize failed: %s of channel %r is refused", action, channel, exc_info=error)
+            return False
+        if not isinstance(answer, bool):
+            logger.error(
+                "authorize returned %r, which is neither True nor False: %s of channel %r is refused",
+                type(answer).__name__,
+                action,
+                channel,
+            )
+            return False
+        return answer
+
+    def _take_grant(self, channel: str, token: str) -> Steps[None]:
+        """Notes what a token allows in the channel, in place of what one allowed before."""
+        realtime, member = self._realtime, self.member
+        assert realtime.auth is not None
+        assert member is not None
+        try:
+            answer = realtime.auth.grant(token, member, channel)
+            grant: Grant = (yield answer) if inspect.isawaitable(answer) else answer
+        except TokenRefused as error:
+            raise _Refused("unavailable" if error.temporary else "unauthorized", str(error)) from None
+        self._drop_grant(channel)
+        if self.peer.closed:
+            return
+        timer = None
+        if grant.expires_at is not None:
+            timer = realtime.timers.schedule(
+                self._left_of(grant.expires_at), self._on_grant_due, (channel, grant.expires_at)
+            )
+        if self._grants is None:
+            self._grants = {}
+        self._grants[channel] = _ChannelGrant(grant.actions, timer)
+
+    def _drop_grant(self, channel: str) -> None:
+        if self._grants is not None:
+            grant = self._grants.pop(channel, None)
+            if grant is not None and grant.timer is not None:
+                grant.timer.cancel()
+            if not self._grants:
+                self._grants = None
+
+    # --- time ---
+
+    def _left_of(self, expires_at: float) -> float:
+        """Seconds until the end of a token and of the time to bring a new one."""
+        return max(0.0, expires_at + self._realtime.limits.token_grace_s - self._realtime.clock_ms() / 1_000)
+
+    def _on_login_due(self, _: object) -> None:
+        self._timer = None
+        self.peer.close(CloseCode.UNAUTHORIZED, "no token came in time")
+
+    def _on_token_due(self, _: object) -> None:
+        self._timer = None
+        member = self.member
+        if member is None or member.expires_at is None:
+            return
+        left = self._left_of(member.expires_at)
+        if left > 0:  # the time of day was set back
+            self._timer = self._realtime.timers.schedule(left, self._on_token_due)
+        else:
+            self.peer.close(CloseCode.UNAUTHORIZED, "the token has expired")
+
+    def _on_grant_due(self, grant: tuple[str, float]) -> None:
+        channel, expires_at = grant
+        left = self._left_of(expires_at)
+        if self._grants is None or channel not in self._grants:
+            return
+        if left > 0:
+            timer = self._realtime.timers.schedule(left, self._on_grant_due, grant)
+            self._grants[channel] = self._grants[channel]._replace(timer=timer)
+            return
+        if not self.take_out(channel, "unauthorized", "the token for this channel has expired"):
+            self._drop_grant(channel)
+
+    # --- answers ---
+
+    def who(self) -> dict[str, Any]:
+        """``{"member"?, "expiresAt"?}``, as ``welcome`` and the reply to ``auth`` tell it."""
+        member = self.member
+        if member is None:
+            return {}
+        told: dict[str, Any] = {"id": member.id}
+        if member.info is not None:
+            told["info"] = member.info
+        if member.expires_at is None:
+            return {"member": told}
+        return {"member": told, "expiresAt": int(member.expires_at * 1_000)}
+
+    def _answer(self, envelope: Envelope, data: dict[str, Any], position: str | None = None) -> None:
+        """The reply, if one is wanted."""
+        if envelope.type == "subscribed":
+            message = Message("subscribed", envelope.channel, data)
+        elif envelope.id is not None:
+            message = Message("reply", envelope.channel, data, None, envelope.id)
+        else:
+            return
+        message.position = position
+        self.peer.deliver(message)
+
+    def _refuse(self, envelope: Envelope, code: ErrorCode, message: str) -> None:
+        self.peer.deliver(error_message(code, message, id=envelope.id, channel=envelope.channel))
+
+    def _channel_of(self, envelope: Envelope) -> str:
+        """The channel that a message is about. Ends the operation if that is no name."""
+        channel = envelope.channel
+        if channel is None:
+            raise _Refused("bad_request", "channel is missing")
+        if not self._realtime.hub.has_channel(channel):
+            try:
+                self._realtime.hub.check_name("channel", channel)
+            except ValueError as error:
+                raise _Refused("bad_request", str(error)) from None
+        return channel
+
+    def _is_name(self, envelope: Envelope, channel: str) -> bool:
+        try:
+            self._realtime.hub.check_name("channel", channel)
+        except ValueError as error:
+            self._refuse(envelope, "bad_request", str(error))
+            return False
+        return True
+
+    def _position(self, what: str, text: str | None) -> Position | None:
+        try:
+            return None if text is None else Position.parse(text)
+        except ValueError as error:
+            raise _Refused("bad_request", f"{what}: {error}") from None
+
+    def _catch_breath(self) -> Steps[None]:
+        """Before much is sent: waits until the client has read, so that it is not evicted for what it asked for."""
+        if self.peer.sink.bytes_buffered > self._realtime.limits.write_soft_bytes:
+            yield self.peer.drain()
+
+    # --- running an operation ---
+
+    def _run(self, envelope: Envelope, steps: Steps[None]) -> Left:
+        """Goes through an operation until it has to wait, and returns what is left to await."""
+        try:
+            awaitable = next(steps)
+        except StopIteration:
+            return None
+        except STOPPING:
+            raise
+        except BaseException as error:
+            self._failed(envelope, error)
+            return None
+        return self._go_on(envelope, steps, awaitable)
+
+    async def _go_on(self, envelope: Envelope, steps: Steps[None], awaitable: Awaitable[Any]) -> None:
+        try:
+            while True:
+                try:
+                    result = await awaitable
+                except BaseException as error:
+                    awaitable = steps.throw(error)
+                else:
+                    awaitable = steps.send(result)
+        except StopIteration:
+            return
+        except STOPPING:
+            raise
+        except BaseException as error:
+            if not self.peer.closed:
+                self._failed(envelope, error)
+            elif isinstance(error, asyncio.CancelledError):
+                raise
+
+    def _failed(self, envelope: Envelope, error: BaseException) -> None:
+        if isinstance(error, _Refused):
+            self._refuse(envelope, error.code, error.message)
+        elif isinstance(error, MalformedMessage):
+            self._refuse(envelope, "bad_request", str(error))
+        else:
+            if not isinstance(error, Unavailable):
+                logger.error("connection %s: %s failed", self.peer.id, envelope.type, exc_info=error)
+            self._refuse(envelope, "unavailable", "it cannot be done at the moment; try again later")
+
+
+def _spliced(messages: list[Message]) -> msgspec.Raw:
+    """A JSON array of messages."""
+    return msgspec.Raw(b"[%b]" % b",".join([message.json for message in messages]))
+
+
+def _some_of(publications: list[Publication], channel: str, most_bytes: int, *, newest: bool) -> list[Message]:
+    """The oldest, or the `newest`, of the messages that `most_bytes` hold; at least one."""
+    found: list[Message] = []
+    for payload, position, _ in reversed(publications) if newest else publications:
+        most_bytes -= len(payload)
+        if most_bytes < 0 and found:
+            break
+        found.append(publication(channel, payload, None if position is None else str(position)))
+    return found[::-1] if newest else found
+
+
+def _short(reason: str) -> str:
+    """A close reason has at most 123 bytes (RFC 6455 section 5.5)."""
+    return reason.encode()[:123].decode(errors="ignore")
+
+
+_USER = "user:"
+_PONG = WrittenMessage("pong", None, b'{"type":"pong"}')
+_BEFORE_LOGIN = frozenset(("auth", "ping", "pong"))
+_OPERATIONS: dict[str, Callable[[Session, Envelope], Left]] = {
+    "publish": Session._publish,
+    "subscribe": Session._subscribe,
+    "unsubscribe": Session._unsubscribe,
+    "typing": Session._typing,
+    "presence": Session._presence,
+    "history": Session._history,
+    "auth": Session._auth,
+    "ping": Session._ping,
+    "pong": Session._pong,
+}
