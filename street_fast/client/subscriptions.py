@@ -1,0 +1,223 @@
+"""The channels of a client: a wish that is kept on every connection, and the feeds that get what comes.
+
+Any number of feeds may want a channel; on the wire it is subscribed once, and left with its last feed. A subscribe is
+always for all feeds of a channel, from the oldest position among them: the server may still be sending what followed
+an earlier one, and stops that when it is subscribed again. Each feed knows what it has had.
+
+Why a subscription fails decides what becomes of its feeds: a no ends them; "not now" ends one that has never been live,
+because somebody waits to hear of it, and is tried again for the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from street_fast.client.feed import position_of
+from street_fast.client.messages import PageData, RealtimeError, Refusal
+from street_fast.client.requests import NoAnswer
+from street_fast.messages import UNSET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from street_fast.client.alarms import Alarms
+    from street_fast.client.feed import Feed, TokenSource
+    from street_fast.client.messages import Incoming
+    from street_fast.client.requests import Request, Requests
+
+__all__ = ["Subscriptions"]
+
+_PASSING: Final = frozenset(("unavailable", "unknown", "rate_limited"))
+"""Codes of what may go by."""
+_AGAIN_S: Final = 1.0
+"""Least time until the next try; five times that at most."""
+
+
+class _Channel:
+    """A channel that somebody wants."""
+
+    __slots__ = ("asked", "feeds", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.feeds: list[Feed] = []
+        self.asked: dict[Request, list[Feed]] = {}  # subscribes without an answer, and for whom they are
+
+    @property
+    def wanting(self) -> list[Feed]:
+        """The feeds that can take something."""
+        return [feed for feed in self.feeds if not (feed.overfull and feed.full)]
+
+
+class Subscriptions:
+    """All of them. `fetch_token(source, then)` gets a token, later; None if it fails."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        connection_alarms: Alarms,
+        fetch_token: Callable[[TokenSource, Callable[[str | None], object]], object],
+        random: Callable[[], float],
+    ) -> None:
+        self._requests = requests
+        self._connection_alarms = connection_alarms
+        self._fetch_token = fetch_token
+        self._random = random
+        self._channels: dict[str, _Channel] = {}
+        self._connection = 0  # counts them
+        self._open = False
+
+    # --- feeds ---
+
+    def attach(self, feed: Feed) -> None:
+        """Subscribe a feed, now and on every connection to come."""
+        channel = self._channels.get(feed.channel)
+        if channel is None:
+            channel = self._channels[feed.channel] = _Channel(feed.channel)
+        channel.feeds.append(feed)
+        if not self._open:
+            return
+        if feed.position is None and feed.token is None:
+            live = [other for other in channel.feeds if other.live]
+            if live:  # it begins where the foremost of them is
+                feed.go_live(max((other.position for other in live if other.position), default=None), True)
+                return
+            if channel.asked:
+                channel.asked[next(reversed(channel.asked))].append(feed)
+                return
+        self._subscribe(channel)
+
+    def detach(self, feed: Feed, error: Exception | None = None) -> None:
+        """End a feed; the channel is left with its last one."""
+        channel = self._channels.get(feed.channel)
+        if channel is not None and feed in channel.feeds:
+            channel.feeds.remove(feed)
+            if not channel.feeds:
+                self._leave(channel, subscribed=feed.live)
+        feed.end(error)
+
+    def catch_up(self, feed: Feed) -> None:
+        """A feed that was overfull has been read: it goes on where it stopped."""
+        channel = self._channels.get(feed.channel)
+        if channel is None or not feed.overfull or not self._open:
+            return
+        if feed.position is None:
+            feed.go_live(None, False)
+        else:
+            feed.overfull = False
+            self._subscribe(channel)
+
+    def end(self, error: Exception | None) -> None:
+        """End them all."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            for feed in channel.feeds:
+                feed.end(error)
+
+    # --- connections ---
+
+    def opened(self) -> None:
+        """The server has let us in: ask for every channel, in the order in which they were wanted."""
+        self._open = True
+        for channel in list(self._channels.values()):
+            self._subscribe(channel)
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._open = False
+        self._connection += 1
+        for channel in self._channels.values():
+            channel.asked.clear()
+            for feed in channel.feeds:
+                feed.live = False
+
+    # --- what the server says ---
+
+    def message(self, message: Incoming) -> None:
+        channel = self._channels.get(message.channel)
+        if channel is not None:
+            for feed in channel.feeds:
+                feed.offer(message)
+
+    def gap(self, channel_name: str, data: msgspec.Raw) -> None:
+        channel = self._channels.get(channel_name)
+        if channel is not None:
+            position = position_of(msgspec.json.decode(data, type=PageData).position)
+            for feed in channel.feeds:
+                feed.skip_to(position)
+
+    def unsubscribed(self, channel_name: str, refusal: Refusal) -> None:
+        channel = self._channels.pop(channel_name, None)
+        if channel is not None:
+            for request in channel.asked:
+                self._requests.cancel(request)
+            for feed in channel.feeds:
+                feed.end(RealtimeError(refusal.code, refusal.message))
+
+    # --- subscribing ---
+
+    def _subscribe(self, channel: _Channel) -> None:
+        """With the newest token that the channel has been given."""
+        sources = [feed.token for feed in channel.feeds if feed.token is not None]
+        if not sources or not callable(sources[-1]):
+            self._ask(channel, sources[-1] if sources else None)
+            return
+        connection = self._connection
+
+        def with_token(token: str | None) -> None:
+            if connection != self._connection or not self._open:
+                return
+            if token is None:
+                self._subscribe_later(channel)
+            else:
+                self._ask(channel, token)
+
+        self._fetch_token(sources[-1], with_token)
+
+    def _ask(self, channel: _Channel, token: object) -> None:
+        feeds = channel.wanting
+        if not feeds or self._channels.get(channel.name) is not channel:
+            return
+        positions = [feed.position for feed in feeds if feed.position is not None]
+        since = str(min(positions, key=lambda position: position.offset)) if positions else UNSET
+
+        def done(data: msgspec.Raw | None, error: Exception | None) -> None:
+            asked = channel.asked.pop(request, [])
+            if data is not None:
+                self._subscribed(asked, data)
+            elif isinstance(error, RealtimeError):
+                self._not_subscribed(channel, asked, error)
+
+        fields = {"channel": channel.name, "since": since, "token": UNSET if token is None else token}
+        request = self._requests.ask("subscribe", fields, done, lasting=False)
+        channel.asked[request] = feeds
+
+    def _subscribed(self, feeds: list[Feed], data: msgspec.Raw) -> None:
+        reply = msgspec.json.decode(data, type=PageData)
+        position = position_of(reply.position)
+        for feed in feeds:
+            feed.go_live(position, bool(reply.recovered))
+        for message in reply.messages:
+            for feed in feeds:
+                feed.offer(message)
+
+    def _not_subscribed(self, channel: _Channel, feeds: list[Feed], error: RealtimeError) -> None:
+        if not isinstance(error, NoAnswer):
+            for feed in feeds:
+                if not feed.begun or error.code not in _PASSING:
+                    self.detach(feed, error)
+        if any(not feed.ended for feed in feeds):
+            self._subscribe_later(channel)
+
+    def _subscribe_later(self, channel: _Channel) -> None:
+        delay_s = _AGAIN_S * (1 + 4 * self._random())
+        self._connection_alarms.after(delay_s, lambda: self._subscribe(channel))
+
+    def _leave(self, channel: _Channel, *, subscribed: bool) -> None:
+        del self._channels[channel.name]
+        for request in channel.asked:
+            subscribed = self._requests.cancel(request) or subscribed
+        if subscribed:
+            self._requests.tell("unsubscribe", {"channel": channel.name})
