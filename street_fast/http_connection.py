@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from street_fast._core import LoopContext, Timer
     from street_fast.http_server import HttpServer
 
-__all__ = ["Handler", "HttpConnection", "UpgradeHandler", "as_response"]
+__all__ = ["Handler", "HttpConnection", "Route", "UpgradeHandler", "as_response", "internal_error"]
 
 logger = logging.getLogger("street_fast")
 
 Handler = Callable[[Request], Any]
+Route = tuple[str, str, Handler]
+"""Method, path, handler."""
 UpgradeHandler = Callable[[Upgrade], None]
 
 _REQUESTS_PER_TURN = 32  # pipelined requests that are answered before the loop gets its turn
@@ -162,7 +164,7 @@ class HttpConnection(asyncio.Protocol):
             handler(upgrade)
         except Exception as error:
             logger.exception("the WebSocket server on %r failed", request.path, exc_info=error)
-            upgrade.refuse(_internal_error())
+            upgrade.refuse(internal_error())
 
     def respond(self, response: Response, *, last: bool = False) -> None:
         """Send the answer to the request; the connection goes on if it may, and not if it is the `last`."""
@@ -179,7 +181,7 @@ class HttpConnection(asyncio.Protocol):
             data = response.encode(keep_alive, head_only)
         except ValueError as error:
             logger.exception("the answer to %r cannot be sent", request, exc_info=error)
-            data = _internal_error().encode(keep_alive, head_only)
+            data = internal_error().encode(keep_alive, head_only)
         self._request = None
         self._write(data)
         if keep_alive:
@@ -313,7 +315,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _failed(self, error: BaseException) -> None:
         logger.error("the handler of %r failed", self._request, exc_info=error)
-        self.respond(_internal_error())
+        self.respond(internal_error())
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():  # uvloop raises, between the failure of a write and connection_lost()
@@ -461,5 +463,6 @@ def as_response(result: object) -> Response:
     raise TypeError(f"a handler returned {type(result).__name__}: must be {kinds}")
 
 
-def _internal_error() -> Response:
+def internal_error() -> Response:
+    """The answer where a handler failed."""
     return Response.text("Internal Server Error\n", 500)

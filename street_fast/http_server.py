@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from street_fast.sse import SseStream
 
-__all__ = ["HttpServer", "check_path"]
+__all__ = ["HttpServer", "check_path", "method_not_allowed"]
 
 logger = logging.getLogger("street_fast")
 
@@ -115,19 +115,25 @@ class HttpServer:
         self, method: str, path: str, handler: AnyHandler | None
     ) -> AnyHandler | Callable[[AnyHandler], AnyHandler]:
         if handler is not None:
-            return self._add_route(method, path, handler)
+            self.add_route(method, path, handler)
+            return handler
         if callable(path):
             raise ConfigurationError(f"@http.{method.lower()} needs a path: @http.{method.lower()}('/path')")
         check_path(path)
-        return lambda decorated: self._add_route(method, path, decorated)
 
-    def _add_route(self, method: str, path: str, handler: AnyHandler) -> AnyHandler:
+        def decorate(decorated: AnyHandler) -> AnyHandler:
+            self.add_route(method, path, decorated)
+            return decorated
+
+        return decorate
+
+    def add_route(self, method: str, path: str, handler: Handler) -> None:
+        """Serve `method`, in capitals, on exactly this path; what `get` and `post` do."""
         _check_route(path, handler)
         routes = self._routes.setdefault(path, {})
         if method in routes:
             raise ConfigurationError(f"{method.lower()}(path={path!r}): this path has a handler already")
         routes[method] = handler
-        return handler
 
     # --- listening ---
 
@@ -261,10 +267,14 @@ class HttpServer:
 
     # --- what a connection asks ---
 
+    def handlers_of(self, path: str) -> dict[str, Handler] | None:
+        """The handlers of a path by method, if it has any."""
+        return self._routes.get(path)
+
     def serve(self, connection: HttpConnection, request: Request) -> None:
         """Find out who answers this request."""
         path = request.path
-        routes = self._routes.get(path)
+        routes = self.handlers_of(path)
         handler = routes.get("GET" if request.method == "HEAD" else request.method) if routes is not None else None
         upgrade = self._upgrades.get(path)
         if upgrade is not None and (handler is None or is_websocket_request(request)):
@@ -272,8 +282,7 @@ class HttpServer:
         elif handler is not None:
             connection.run(request, handler)
         elif routes is not None:
-            allow = ", ".join("GET, HEAD" if method == "GET" else method for method in routes)
-            connection.respond(Response.text(f"the methods of this path are {allow}\n", 405, [("Allow", allow)]))
+            connection.respond(method_not_allowed(routes))
         else:
             connection.respond(Response.text("there is nothing at this path\n", 404))
 
@@ -319,6 +328,12 @@ class HttpServer:
     def _look_whether_all_are_gone(self) -> None:
         if self._closing and not (self._connections or self._streams):
             self._last_gone.set()
+
+
+def method_not_allowed(handlers: dict[str, Handler]) -> Response:
+    """The answer to a method that a path has no handler for."""
+    allow = ", ".join("GET, HEAD" if method == "GET" else method for method in handlers)
+    return Response.text(f"the methods of this path are {allow}\n", 405, [("Allow", allow)])
 
 
 _NOT_IN_PATHS = re.compile(r"[?#{}*%\x00-\x1f\x7f]")

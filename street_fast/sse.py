@@ -35,7 +35,7 @@ from street_fast.messages import encode
 from street_fast.request import Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
     from street_fast._core import Timer
     from street_fast.messages import Message
@@ -408,7 +408,7 @@ class SseStream:
 
     # --- as an iterator ---
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """The stream in chunks, until it is closed. Whoever leaves the loop has ended the stream.
 
         Raises RuntimeError if the stream was started before.

@@ -1,6 +1,8 @@
-"""Taking WebSocket requests over from another HTTP server: what the integrations have in common.
+"""Taking requests over from another HTTP server: what the integrations have in common.
 
-The other server accepts the connection and reads the request. If the request is for us, the server lets go of the
+Plain requests are read and answered by the other server; `answer` asks a handler as our own HttpServer would.
+
+WebSocket requests become ours. The other server accepts the connection and reads the request; then it lets go of the
 transport and `Handover.adopt` takes it, with the head of the request as bytes. From there on everything is as it is
 with our own HttpServer: the head is judged again, by the same rules; the handshake has its deadline (counted from the
 adoption); a refusal closes the connection; what the client sends behind its request is kept. Nothing of the other
@@ -9,22 +11,28 @@ server stays with a connection that became a WebSocket.
 
 from __future__ import annotations
 
+import inspect
+import logging
 from typing import TYPE_CHECKING
 
 from street_fast._core import LoopContext
 from street_fast.errors import HandshakeRefused
 from street_fast.handshake import refusal
-from street_fast.http_connection import HttpConnection
+from street_fast.http_connection import HttpConnection, as_response, internal_error
 from street_fast.http_server import HttpServer
 from street_fast.request import Headers
+from street_fast.sse import SseStream
 
 if TYPE_CHECKING:
     import asyncio
 
-    from street_fast.request import Request
+    from street_fast.http_connection import Handler
+    from street_fast.request import Request, Response
     from street_fast.server import StreetWebSocketServer
 
-__all__ = ["Handover"]
+__all__ = ["Handover", "answer"]
+
+logger = logging.getLogger("street_fast")
 
 
 class Handover(HttpServer):
@@ -61,3 +69,25 @@ class Handover(HttpServer):
 
     def stop_accepting(self) -> None:
         """Nothing: the other server accepts, and who comes late is turned away by the one that drains."""
+
+
+async def answer(handler: Handler, request: Request) -> Response | SseStream:
+    """What `handler` says to `request`, and can be sent. One that fails is logged, and the answer is 500."""
+    result: object = None
+    try:
+        result = handler(request)
+        if inspect.isawaitable(result):
+            result = await result
+        if isinstance(result, SseStream):
+            if result.started:
+                raise RuntimeError(f"{result!r} is the answer to another request; make one for each")
+            result.head()
+            return result
+        response = as_response(result)
+        response.encode(keep_alive=True)
+    except Exception:
+        logger.exception("the handler of %r failed", request)
+        if isinstance(result, SseStream) and not result.started:
+            result.abort()
+        return internal_error()
+    return response

@@ -1,4 +1,4 @@
-"""A StreetWebSocketServer on the port of a uvicorn server: ``server.attach(config, handler)``.
+"""A StreetWebSocketServer on the port of a uvicorn server: ``server.attach(config, handler)``; and plain routes.
 
 The ASGI application keeps its HTTP side, and its own WebSockets on every other path.
 
@@ -8,7 +8,7 @@ The ASGI application keeps its HTTP side, and its own WebSockets on every other 
     uvicorn.Server(config).run()
 
 How. When a client asks for a WebSocket, uvicorn's HTTP protocol makes one of ``config.ws``, gives it the transport and
-the head of the request, and sets it as the protocol of the transport. `_Routes` stands there instead and, one turn of
+the head of the request, and sets it as the protocol of the transport. `_House` stands there instead and, one turn of
 the loop later, gives the connection to the server of that path, or makes the WebSocket class that would have been
 there without us and calls it as uvicorn does.
 
@@ -19,12 +19,14 @@ there without us and calls it as uvicorn does.
 * A client may send frames behind its request without waiting; uvicorn forgets them. They are looked up in the HTTP
   protocol: ``conn.trailing_data`` of h11; for httptools, a subclass keeps what is being parsed. Other HTTP protocols
   lose them.
+* Plain routes (`add_routes`) stand in front of the application, see `asgi`. Event streams are closed when uvicorn shuts
+  down (under HTTP protocols other than h11 and httptools: when their clients go).
 * A server lives in one process, so a Config with one attached cannot be sent to others (`workers`, `reload`): it
   raises ConfigurationError there. Let each process make its own Config and attach to it.
 
 Used of uvicorn, besides the attributes of Config: ``HTTP_PROTOCOLS``, ``WS_PROTOCOLS`` and ``import_from_string``, to
-find out what a name in a Config stands for; ``ServerState.connections`` and ``tasks``; and of the HTTP protocols
-``conn`` and ``cycle.response_complete``. None of them is private.
+find out what a name in a Config stands for; ``ServerState.connections`` and ``tasks``; of the HTTP protocols
+``server_state``, ``conn`` and ``cycle.response_complete``; and of their cycles ``transport``. None of them is private.
 """
 
 from __future__ import annotations
@@ -37,18 +39,26 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from httptools import HttpParserUpgrade
 from uvicorn.config import HTTP_PROTOCOLS, WS_PROTOCOLS, Config
 from uvicorn.importer import import_from_string
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle as H11Cycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from street_fast.errors import ConfigurationError
+from street_fast.integrations.asgi import AsgiRoutes
 from street_fast.integrations.handover import Handover
 from street_fast.request import Request, Response
+from street_fast.sse import limit_patience
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
     from uvicorn.server import ServerState
 
+    from street_fast.http_connection import Route
+    from street_fast.limits import Limits
     from street_fast.server import StreetWebSocketServer
 
-__all__ = ["attach"]
+__all__ = ["add_routes", "attach"]
 
 _ProtocolFactory = Callable[..., asyncio.Protocol]
 
@@ -58,40 +68,73 @@ def attach(server: StreetWebSocketServer, config: Config) -> None:
 
     Raises ConfigurationError if a server is attached to that path already.
     """
-    routes: Any = config.ws_protocol_class if config.loaded else config.ws
-    if not isinstance(routes, _Routes):
-        routes = _install(config)
-    if server.path in routes.guests:
+    house = _house_of(config)
+    if server.path in house.guests:
         raise ConfigurationError(f"path={server.path!r}: a WebSocket server is attached to this path already")
-    routes.guests[server.path] = _Guests(server)
+    house.guests[server.path] = _Guests(server)
 
 
-def _install(config: Config) -> _Routes:
+def add_routes(config: Config, routes: Iterable[Route], limits: Limits) -> AsgiRoutes:
+    """Serve plain routes in front of the application; before or after ``config.load()``.
+
+    What is returned has `on_startup` and `on_shutdown`, and keeps them with the lifespan of uvicorn, whether the
+    application has one or not. Raises ConfigurationError if a path has routes here already.
+    """
+    routes = list(routes)
+    house = _house_of(config)
+    for _, path, _ in routes:
+        if any(other.handlers_of(path) is not None for other in house.routes):
+            raise ConfigurationError(f"path={path!r}: there are routes on this path already")
+    front = _Routes(routes, limits, str(config.lifespan))
+    house.routes.append(front)
+    options: Any = config
+    if config.lifespan == "off":
+        options.lifespan = "on"
+        options.lifespan_class = LifespanOn
+    if config.loaded:
+        options.loaded_app = front.wrap(config.loaded_app)
+        return front
+    load = config.load
+
+    def load_and_wrap() -> None:
+        load()
+        options.loaded_app = front.wrap(options.loaded_app)
+
+    options.load = load_and_wrap
+    return front
+
+
+def _house_of(config: Config) -> _House:
+    house: object = config.ws_protocol_class if config.loaded else config.ws
+    return house if isinstance(house, _House) else _install(config)
+
+
+def _install(config: Config) -> _House:
     options: Any = config
     if config.loaded:
-        routes = _Routes(config.ws_protocol_class)
-        options.ws_protocol_class = routes
+        house = _House(config.ws_protocol_class)
+        options.ws_protocol_class = house
         options.http_protocol_class = _keeping_the_tail(config.http_protocol_class)
-        return routes
+        return house
     if config.interface == "wsgi":
         raise ConfigurationError(
             "interface='wsgi': uvicorn.Config.load() removes WebSockets then; call it before attach()"
         )
-    routes = _Routes(import_from_string(WS_PROTOCOLS.get(options.ws, options.ws)))
-    options.ws = routes
+    house = _House(import_from_string(WS_PROTOCOLS.get(options.ws, options.ws)))
+    options.ws = house
     options.http = _keeping_the_tail(import_from_string(HTTP_PROTOCOLS.get(options.http, options.http)))
-    return routes
+    return house
 
 
 def _keeping_the_tail(http: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     return _HttpToolsProtocol if http is HttpToolsProtocol else http
 
 
-class _Guests(Handover):
-    """The connections of one server: one member of ``server_state.connections``, for all of them."""
+class _Guest:
+    """One member of ``server_state.connections``, for all connections that somebody has."""
 
-    def __init__(self, server: StreetWebSocketServer) -> None:
-        super().__init__(server)
+    def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
+        self._close = close
         self._state: ServerState | None = None
         self._told = False
 
@@ -111,17 +154,55 @@ class _Guests(Handover):
 
     async def _check_out(self, state: ServerState) -> None:
         try:
-            await self.close()
+            await self._close()
         finally:
             state.connections.discard(cast("Any", self))
 
 
-class _Routes:
-    """What stands for the WebSocket class in a Config: `guests` by path, and for all other paths `other`."""
+class _Guests(Handover):
+    """The connections of one WebSocket server."""
+
+    def __init__(self, server: StreetWebSocketServer) -> None:
+        super().__init__(server)
+        self.guest = _Guest(self.close)
+
+
+class _Routes(AsgiRoutes):
+    """Plain routes, and their event streams."""
+
+    def __init__(self, routes: Iterable[Route], limits: Limits, lifespan: str) -> None:
+        super().__init__(routes, limits, lifespan)
+        self._guest = _Guest(self.close)
+
+    def stream_starts(self, send: object) -> None:
+        transport = _transport_of(send)
+        if transport is not None:
+            http: Any = transport.get_protocol()
+            self._guest.check_in(http.server_state)
+            limit_patience(transport, self.limits)
+
+    def cut(self, send: object) -> None:
+        transport = _transport_of(send)
+        if transport is not None:
+            transport.abort()
+
+
+def _transport_of(send: object) -> asyncio.Transport | None:
+    """The transport that an ASGI application writes to with `send`, if that is uvicorn's own and HTTP/1.1."""
+    cycle = getattr(send, "__self__", None)
+    return cycle.transport if isinstance(cycle, (RequestResponseCycle, H11Cycle)) else None
+
+
+class _House:
+    """What stands for the WebSocket class in a Config: `guests` by path, and for all other paths `other`.
+
+    `routes` are the plain ones.
+    """
 
     def __init__(self, other: _ProtocolFactory | None) -> None:
         self.other = other
         self.guests: dict[str, _Guests] = {}
+        self.routes: list[_Routes] = []
 
     def __call__(self, *, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> _Crossing:
         return _Crossing(self, config, server_state, app_state)
@@ -139,8 +220,8 @@ class _Crossing(asyncio.Protocol):
     _transport: asyncio.Transport
     _http: Any
 
-    def __init__(self, routes: _Routes, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
-        self._routes = routes
+    def __init__(self, house: _House, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        self._house = house
         self._config = config
         self._server_state = server_state
         self._app_state = app_state
@@ -161,7 +242,7 @@ class _Crossing(asyncio.Protocol):
         transport, head = self._transport, self._received[0]
         if transport.is_closing():
             return
-        guests = self._routes.guests.get(_path_of(head))
+        guests = self._house.guests.get(_path_of(head))
         if guests is None:
             self._continue_without_us()
         elif _is_answering(self._http):
@@ -169,16 +250,16 @@ class _Crossing(asyncio.Protocol):
             transport.set_protocol(self._http)
             transport.close()
         else:
-            guests.check_in(self._server_state)
+            guests.guest.check_in(self._server_state)
             guests.adopt(transport, head, b"".join([self._behind, *self._received[1:]]))
 
     def _continue_without_us(self) -> None:
         transport = self._transport
-        if self._routes.other is None:
+        if self._house.other is None:
             transport.write(Response.text("there is no WebSocket at this path\n", 404).encode(keep_alive=False))
             transport.close()
             return
-        protocol = self._routes.other(config=self._config, server_state=self._server_state, app_state=self._app_state)
+        protocol = self._house.other(config=self._config, server_state=self._server_state, app_state=self._app_state)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         for data in self._received:

@@ -435,8 +435,8 @@ async def test_uvicorn_may_give_up_waiting() -> None:
 async def test_a_client_that_comes_late_is_told_so(crossing: Any) -> None:
     site, wire, protocol = crossing
     (guests,) = site.config.ws.guests.values()
-    guests.check_in(site.uvicorn.server_state)
-    guests.shutdown()
+    guests.guest.check_in(site.uvicorn.server_state)
+    guests.guest.shutdown()
     await until(lambda: not site.uvicorn.server_state.connections)
     protocol.data_received(handshake("/ws"))
     await until(lambda: wire.taken)
