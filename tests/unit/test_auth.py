@@ -612,6 +612,7 @@ def test_a_token_for_a_channel_of_nobody():
         ("ab*bc", ["abbc", "ab-bc"], ["abc"]),
         ("a*b*c", ["abc", "a-b-c", "abbc", "abcbc"], ["ac", "acb", "abcd"]),
         ("a*bc*c", ["abcc", "abc-c"], ["abc", "ac"]),
+        ("a*bb*bb*c", ["abbbbc", "a-bb-bb-c"], ["abbbc", "abbc"]),
         ("**", ["", "a"], []),
         ("*", ["", "a", "user:ada"], []),
         ("", [""], ["a"]),

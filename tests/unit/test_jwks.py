@@ -211,11 +211,13 @@ async def test_nothing_is_fetched_before_somebody_asks():
 
 
 async def test_all_wait_for_one_fetch():
-    source, _, counted = key_url()
+    source, clock, counted = key_url()
     counted.open.clear()
     waiting = [asyncio.ensure_future(all_of(source)) for _ in range(100)]
     await settled()
     assert counted.begun == 1
+    clock.now += 60
+    waiting.append(asyncio.ensure_future(all_of(source)))
     for one in waiting[:50]:  # these go away, and take nothing with them
         one.cancel()
     await settled()

@@ -177,6 +177,13 @@ def test_keys_that_are_none(name):
         assert not middle or middle not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["P-256", "rsa", "Ed25519"])
+def test_a_public_key_as_der_is_no_secret_whatever_pyjwt_says(name, monkeypatch):
+    monkeypatch.setattr("jwt.algorithms.HMACAlgorithm.prepare_key", lambda _, key: key)
+    with pytest.raises(ConfigurationError, match="must be PEM"):
+        given_keys(der(name), None)
+
+
 # --- keys that an issuer publishes ---
 
 
