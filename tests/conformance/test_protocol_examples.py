@@ -92,7 +92,7 @@ class Play:
             client.ws.abort()
             await client.ws.wait_closed()
         elif direction == "a moment later":
-            while self.realtime.hub._presence_timer is not None:
+            while self.realtime.hub._presence_timer is not None:  # noqa: ASYNC110 - a bound of its own is not needed
                 await asyncio.sleep(0.01)
         else:
             assert direction.startswith("the application: "), direction
@@ -117,7 +117,7 @@ class Play:
                 self.compare(field, got[key], f"{where}, {key}", key)
         elif isinstance(shown, list):
             assert len(got) == len(shown), f"{where}: {shown} in the document, {got} in fact"
-            for number, (one, other) in enumerate(zip(shown, got)):
+            for number, (one, other) in enumerate(zip(shown, got, strict=True)):
                 self.compare(one, other, f"{where}[{number}]")
         elif key == "position":
             parts = list(zip(("epoch", "offset", "tag"), shown.split(":"), got.split(":"), strict=True))
