@@ -1,0 +1,41 @@
+import { afterEach, expect, test, vi } from "vitest";
+import { createBackoff } from "../src/backoff.js";
+
+afterEach(() => vi.restoreAllMocks());
+
+function delays(random: number, count: number): number[] {
+  vi.spyOn(Math, "random").mockReturnValue(random);
+  const backoff = createBackoff();
+  return Array.from({ length: count }, () => backoff.next(""));
+}
+
+test("the ceiling doubles from half a second to thirty", () => {
+  expect(delays(1, 8)).toEqual([500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+});
+
+test("the whole of it is random, so that pages do not come back together", () => {
+  expect(delays(0, 3)).toEqual([0, 0, 0]);
+  expect(delays(0.25, 3)).toEqual([125, 250, 500]);
+});
+
+test("a reset begins anew", () => {
+  vi.spyOn(Math, "random").mockReturnValue(1);
+  const backoff = createBackoff({ firstMs: 100, longestMs: 1_000 });
+  expect([backoff.next(""), backoff.next("")]).toEqual([100, 200]);
+  backoff.reset();
+  expect(backoff.next("")).toBe(100);
+});
+
+test("the server's own hint goes first, at the end of the reason only", () => {
+  vi.spyOn(Math, "random").mockReturnValue(1);
+  const backoff = createBackoff();
+  expect(backoff.next("service restart, retry in 3.4 s")).toBe(3_400);
+  expect(backoff.next("retry in 3.4 s, perhaps")).toBe(1_000);
+});
+
+test("it does not overflow", () => {
+  vi.spyOn(Math, "random").mockReturnValue(1);
+  const backoff = createBackoff();
+  for (let attempt = 0; attempt < 5_000; attempt++) backoff.next("");
+  expect(backoff.next("")).toBe(30_000);
+});
