@@ -102,7 +102,7 @@ EXTRAS = {
 }
 EVERYWHERE = {distribution_name(r) for r in PROJECT["dependencies"]} | set(sys.stdlib_module_names) | {"street_fast"}
 NEWER_STDLIB = {"annotationlib", "tomllib"}
-DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt"}
+DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt", "socketio": "python-socketio"}
 """What installs a module that has another name; the extra `crypto` of PyJWT is cryptography."""
 EXTRA_OF = {"jwt_keys": "jwt"}
 """The modules of the package that import what an extra installs, and those of `integrations` by their own name."""
