@@ -119,7 +119,7 @@ class StreetWebSocketServer:
         self.counters = Counters()
         self._socket_limits = socket_limits(limits)
         self.authenticate = authenticate
-        self._allowed_origins = _checked_origins(allowed_origins)
+        self.allowed_origins = _checked_origins(allowed_origins)
         self._subprotocols = _checked_subprotocols("subprotocols", subprotocols)
         self._applications: dict[str | None, _Application] = {}
         self._offered: tuple[str, ...] = ()
@@ -129,6 +129,8 @@ class StreetWebSocketServer:
         """For a library that serves here: what a client may send above its rate, once, to take up where it was."""
         self.checks_clients = False
         """For a library that serves here: it finds out by itself who the clients are, so nobody need be warned."""
+        self.other_connections = 0
+        """For a library that serves here: connections of its own that count towards `max_connections`."""
         self._context: SocketContext | None = None
         self._sockets: dict[WebSocket, StreetSocket] = {}
         self._bare: dict[_CountedWebSocket, asyncio.Task[None] | None] = {}
@@ -150,6 +152,16 @@ class StreetWebSocketServer:
     def connection_count(self) -> int:
         """Open connections, those of `attach_protocol` included."""
         return len(self._sockets) + len(self._bare)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many connections, also of those that are being let in, as `max_connections` allows."""
+        return self.connection_count + self.other_connections + len(self._authenticating) >= self.max_connections
+
+    @property
+    def draining(self) -> bool:
+        """Whether `close` or `drain` has begun: nobody is let in any more."""
+        return self._draining is not None
 
     def stats(self) -> dict[str, dict[str, int]]:
         """What can be measured: ``"server"`` counts handshakes, events and errors of this server, ``"loop"`` the
@@ -292,7 +304,7 @@ class StreetWebSocketServer:
         """Answers one WebSocket request, now or, if `authenticate` is a coroutine, later. For fronts; never raises."""
         request = upgrade.request
         try:
-            acceptance = accept(request, subprotocols=self._offered, allowed_origins=self._allowed_origins)
+            acceptance = accept(request, subprotocols=self._offered, allowed_origins=self.allowed_origins)
             application = self._applications.get(acceptance.subprotocol)
             if not self._applications:
                 raise HandshakeRefused(503, "no_handler", "no handler is attached to this WebSocket server")
@@ -304,7 +316,7 @@ class StreetWebSocketServer:
             return
         if self._draining is not None:
             self._turn_away(upgrade, acceptance, CloseCode.SERVICE_RESTART, "restart")
-        elif self.connection_count + len(self._authenticating) >= self.max_connections:
+        elif self.full:
             self._turn_away(upgrade, acceptance, CloseCode.TRY_AGAIN_LATER, "over capacity")
         elif self.authenticate is None:
             if not (self._warned or self.checks_clients) and _is_from_outside(request):
@@ -346,7 +358,7 @@ class StreetWebSocketServer:
             if self._draining is not None:
                 self._send_away(upgrade, "restart")
             else:  # it went away, or else authenticate was cancelled by somebody else
-                self._refuse(upgrade, Response.text("not now\n", 503, self._retry_after()))
+                self._refuse(upgrade, Response.text("not now\n", 503, self.retry_after()))
             raise
         except STOPPING:
             raise
@@ -470,9 +482,10 @@ class StreetWebSocketServer:
     def _send_away(self, upgrade: Upgrade, why: str) -> None:
         self.counters.handshakes_turned_away += 1
         upgrade.on_abandoned = None
-        upgrade.refuse(Response.text(f"{why}\n", 503, self._retry_after()))
+        upgrade.refuse(Response.text(f"{why}\n", 503, self.retry_after()))
 
-    def _retry_after(self) -> list[tuple[str, str]]:
+    def retry_after(self) -> list[tuple[str, str]]:
+        """The header of a 503: after how many seconds, random ones, to come back."""
         return [("Retry-After", str(random.randint(1, math.ceil(self.limits.retry_hint_s))))]  # noqa: S311
 
     def retry_reason(self, why: str) -> str:
