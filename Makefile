@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := $(wildcard street_fast/*.pyx street_fast/*.pxd street_fast/*.h) street_fast/_wheel_py.py
+NPM_LOCKS := $(wildcard clients/*/package-lock.json)
 # requires = ["a", "b"] of pyproject.toml, as words for the shell
 BUILD_REQUIRES := $(shell sed -n '/^requires = /{s/.*\[//;s/[],]//g;p;}' pyproject.toml)
 
@@ -15,7 +16,7 @@ export PYTHON STREET_FAST_REQUIRE_EXTENSIONS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test pure lint fuzz sanitize bench wheel clean
+.PHONY: help chat test pure js lint fuzz sanitize bench wheel clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 17
@@ -23,11 +24,14 @@ help: ## list the verbs
 chat: $(VENV)/built ## run the demo chat at http://127.0.0.1:3000
 	@$(BIN)/street-fast demo
 
-test: $(VENV)/dev $(VENV)/built ## all tests, over the compiled build and then over the pure one
+test: $(VENV)/dev $(VENV)/built js ## all tests: JavaScript, then Python over the compiled build and over the pure one
 	@$(WITH_BROWSER) $(PYTEST) && STREET_FAST_PURE=1 $(PYTEST)
 
 pure: $(VENV)/dev ## all tests over the pure-Python build only
 	@$(WITH_BROWSER) STREET_FAST_PURE=1 $(PYTEST)
+
+js: $(VENV)/npm ## the tests of the JavaScript client only
+	@if [ -e $(VENV)/npm ]; then npm --prefix clients/js --silent test; fi
 
 lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
 	@$(BIN)/ruff check --quiet .
@@ -50,6 +54,7 @@ wheel: $(VENV)/wheel ## sdist and manylinux wheel in dist/, tried in a clean env
 
 clean: ## remove .venv and everything that was built
 	@rm -rf $(VENV) build dist street_fast.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf clients/*/node_modules clients/*/dist
 	@rm -f street_fast/*.so street_fast/*.c
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -72,6 +77,11 @@ $(VENV)/installed: $(VENV)/made pyproject.toml
 $(VENV)/dev $(VENV)/bench $(VENV)/wheel: $(VENV)/installed
 	@$(INSTALL) '.[$(@F)]'
 	@touch $@
+
+# Where there is no Node.js the stamp is not made: the explanation comes every time.
+$(VENV)/npm: $(VENV)/made $(NPM_LOCKS)
+	@if [ -n "$$(sh tools/install_node.sh)" ]; then \
+		for lock in $(NPM_LOCKS); do npm --prefix "$$(dirname $$lock)" --loglevel=error ci || exit 1; done; touch $@; fi
 
 $(VENV)/built: $(VENV)/installed setup.py $(EXTENSION_SOURCES)
 	@$(BIN)/python setup.py -q build_ext --inplace

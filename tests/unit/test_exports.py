@@ -9,6 +9,7 @@ import sys
 import street_fast
 
 PUBLIC = [
+    "CannotConnect",
     "ChannelHub",
     "CloseCode",
     "ConfigurationError",
@@ -16,20 +17,30 @@ PUBLIC = [
     "Event",
     "Frame",
     "HandshakeRefused",
+    "History",
     "HttpServer",
+    "JwtAuth",
     "LimitExceeded",
     "Limits",
     "ListenError",
     "Member",
+    "OutcomeUnknown",
     "ProtocolError",
+    "Realtime",
+    "RealtimeClient",
+    "RealtimeError",
     "Request",
     "Response",
+    "SseStream",
     "StreetError",
     "StreetSocket",
     "StreetWebSocketServer",
+    "TokenRefused",
+    "Unavailable",
     "WebSocket",
     "__version__",
     "broadcast",
+    "connect",
 ]
 
 WEBSOCKET = [
@@ -71,8 +82,7 @@ def test_the_package_is_typed() -> None:
 
 
 def test_optional_libraries_are_not_imported_with_the_package() -> None:
-    program = (
-        "import sys, street_fast; print(*{'aiohttp', 'uvicorn', 'fastapi', 'websockets', 'uvloop'} & set(sys.modules))"
-    )
+    optional = {"aiohttp", "uvicorn", "fastapi", "jwt", "websockets", "uvloop"}
+    program = f"import sys, street_fast; print(*{optional} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
     assert ran.stdout.split() == []
