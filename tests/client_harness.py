@@ -11,7 +11,6 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from street_fast._core import WebSocket
 from street_fast.http_server import HttpServer
 from street_fast.limits import Limits
 from street_fast.server import StreetWebSocketServer
@@ -19,6 +18,7 @@ from street_fast.server import StreetWebSocketServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from street_fast._core import WebSocket
     from street_fast.request import Request
 
 PATIENCE_S = 10.0
@@ -37,10 +37,10 @@ class Peer:
         ws.on_message = lambda text: self._came.put_nowait(json.loads(text))
         ws.on_close = lambda code, reason: self.closed.set_result((code, reason))
 
-    def send(self, type: str, **fields: Any) -> None:
+    def send(self, kind: str, **fields: Any) -> None:
         if "from_" in fields:
             fields["from"] = fields.pop("from_")
-        self.ws.send(json.dumps({"type": type, **fields}))
+        self.ws.send(json.dumps({"type": kind, **fields}))
 
     def welcome(self, heartbeat_ms: float = 25_000, limits: dict[str, Any] | None = None, **data: Any) -> None:
         self.send(
@@ -56,9 +56,9 @@ class Peer:
                 return message
             self.reply(message, ts=1)
 
-    async def expect(self, type: str, **fields: Any) -> dict[str, Any]:
+    async def expect(self, kind: str, **fields: Any) -> dict[str, Any]:
         message = await self.receive()
-        assert message["type"] == type, message
+        assert message["type"] == kind, message
         for name, value in fields.items():
             assert message.get(name) == value, (name, message)
         return message

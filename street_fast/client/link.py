@@ -94,6 +94,7 @@ class Link:
             self,
             clock=self._context.time,
             wall_clock=time.time,
+            stopwatch=time.perf_counter,
             random=random.random,
             token=token,
             request_timeout_s=request_timeout_s,

@@ -21,6 +21,7 @@ _LEAST_SPEED = 1 / 32
 _FORGIVEN_AFTER_S = 10.0
 _PAUSE_S = 0.5  # beyond what fills the bucket
 _RATE_UNLESS_SAID = 20.0
+_ROUNDING = 1e-3  # of a token: a wait must be long enough for a clock to show it
 
 
 class Pacing:
@@ -61,7 +62,7 @@ class Pacing:
         if self._tokens < self._burst:
             self._tokens = min(max(1.0, self._burst * self._speed), self._tokens + (now - self._updated) * rate)
         self._updated = now
-        return 0.0 if self._tokens >= 1.0 else (1.0 - self._tokens) / rate
+        return 0.0 if self._tokens >= 1.0 - _ROUNDING else (1.0 - self._tokens) / rate
 
     def take(self) -> None:
         """A message is sent, also one that could not wait."""

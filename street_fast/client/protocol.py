@@ -78,7 +78,10 @@ class Driver(Protocol):
 
 
 class ClientProtocol:
-    """One client. `token` is None for one that does not log in."""
+    """One client. `token` is None for one that does not log in.
+
+    `clock` may be coarse; `stopwatch` is not, and measures the latency.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class ClientProtocol:
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        stopwatch: Callable[[], float],
         random: Callable[[], float],
         token: TokenSource | None = None,
         request_timeout_s: float = 10.0,
@@ -96,6 +100,7 @@ class ClientProtocol:
         self._driver = driver
         self._clock = clock
         self._wall_clock = wall_clock
+        self._stopwatch = stopwatch
         self._random = random
         self._token = token
         self._backoff_s = backoff_s
@@ -321,12 +326,12 @@ class ClientProtocol:
     def _measure(self) -> None:
         if self._measuring is not None or self._opened_at is None:
             return
-        sent_at = self._clock()
+        sent_at = self._stopwatch()
 
         def measured(data: msgspec.Raw | None, error: Exception | None) -> None:
             self._measuring = None
             if data is not None:
-                self.latency_s = self._clock() - sent_at
+                self.latency_s = self._stopwatch() - sent_at
 
         self._measuring = self.requests.ask("ping", {}, measured, lasting=False, first=True)
 
