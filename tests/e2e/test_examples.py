@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,17 @@ async def test_fastapi_chat(example):
                 assert (await each.receive())["type"] == "announcement"
         assert (await ada.receive())["type"] == "presence:leave"
     assert "Uvicorn running" in example.output
+
+
+@running("sse_ticker.py")
+async def test_sse_ticker(example):
+    reader, writer = await asyncio.open_connection("127.0.0.1", example.port)
+    writer.write(b"GET /ticks HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert b"content-type: text/event-stream" in head.lower()
+    event = await asyncio.wait_for(reader.readuntil(b"\n\n"), 10)
+    assert re.search(rb'event: tick\nid: \d+\ndata: \{"price":[\d.]+\}\n\n$', event)
+    writer.close()
 
 
 def test_every_example_is_run_here():
