@@ -32,6 +32,7 @@ from street_fast.hub import ChannelHub
 from street_fast.limits import checked_limits
 from street_fast.listening import host_and_port
 from street_fast.messages import Message, decode_data, encode, publication, publication_payload
+from street_fast.realtime_http import RealtimeHttp
 from street_fast.runner import run_until_stopped
 from street_fast.server import StreetWebSocketServer
 from street_fast.session import Guest, Session
@@ -158,6 +159,7 @@ class Realtime:
         self._rate_limited = 0
         self._starting: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
+        self._http_side = RealtimeHttp(self)
         self._http: HttpServer | None = None  # serve()'s own
 
     # --- what it is ---
@@ -180,7 +182,7 @@ class Realtime:
         return self._http.port
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """What can be measured: ``"realtime"``, and what `StreetWebSocketServer.stats` tells."""
+        """What can be measured: ``"realtime"``, ``"sse"``: the event streams, and what the server's `stats` tells."""
         told = {
             "sessions": self._session_count,
             "channels": len(self.hub.channel_names()),
@@ -191,7 +193,7 @@ class Realtime:
             "recovered": self._recovered,
             "not_recovered": self._not_recovered,
         }
-        return {"realtime": told, **self.server.stats()}
+        return {"realtime": told, "sse": self._http_side.stats(), **self.server.stats()}
 
     def __repr__(self) -> str:
         return f"<Realtime {self.server.path} {self._session_count} clients>"
@@ -216,9 +218,8 @@ class Realtime:
 
         It is started and closed with that server. Raises ConfigurationError for any other `http`.
         """
+        self._http_side.attach(http)
         self.server.attach(http, self._serve)
-        if isinstance(http, HttpServer):
-            http.on_shutdown(self._stop)
 
     async def serve(
         self,
@@ -242,7 +243,6 @@ class Realtime:
             self._http = http
         elif self._http.accepting:
             raise RuntimeError(f"serve(): this Realtime is already listening on {self._http.addresses}")
-        await self.start()
         await self._http.listen(host, port, uds=uds, ssl=ssl, reuse_port=reuse_port)
 
     def run(self, host: str = "127.0.0.1", port: int = 3000) -> None:
@@ -283,14 +283,15 @@ class Realtime:
         if self._http is not None:
             await self._http.close()
         await self.server.close()
-        await self._stop()
+        await self.end()
 
     async def wait_closed(self) -> None:
         """Returns when the server is closed, whoever closes it."""
         await self.server.wait_closed()
 
-    async def _stop(self) -> None:
-        """After the clients are gone."""
+    async def end(self) -> None:
+        """Ends the clients of every transport and what is behind them; an HTTP server that shuts down calls it."""
+        await asyncio.gather(self.server.drain(), self._http_side.drain())
         if self._stopping is None:
             self._stopping = asyncio.ensure_future(self.exchange.close())
         await asyncio.shield(self._stopping)

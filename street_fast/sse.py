@@ -303,12 +303,17 @@ class SseStream:
         """Queues a comment. The heartbeat does so by itself."""
         return self.push(encode_comment(text))
 
-    def push(self, event: bytes, droppable: bool = False) -> bool:
-        """Queues what `encode_event` made; the same bytes for any number of streams. Otherwise as `send`."""
+    def push(self, event: bytes, droppable: bool = False, *, head: bytes = b"") -> bool:
+        """Queues what `encode_event` made; the same bytes for any number of streams. Otherwise as `send`.
+
+        `head` is what the event has in this stream only: whole lines, such as an id, before those that are shared.
+        """
         if self._state is not _OPEN:
             return False
         if self._queued + self._unsent > self._limits.write_soft_bytes and not self._has_room(droppable):
             return False
+        if head:
+            self._append(head)
         self._append(event)
         return True
 
@@ -496,7 +501,10 @@ class SseStream:
         queue = self._queue
         batch = [queue.popleft()]
         size = len(batch[0])
-        while queue and len(batch) < _BATCH_EVENTS and size + len(queue[0]) <= _BATCH_BYTES:
+        while queue and (
+            (len(batch) < _BATCH_EVENTS and size + len(queue[0]) <= _BATCH_BYTES)
+            or not batch[-1].endswith(b"\n\n")  # only the head of an event
+        ):
             event = queue.popleft()
             size += len(event)
             batch.append(event)
@@ -529,7 +537,7 @@ class SseStream:
             self._append(self.farewell)
         self._begin_close(CloseCode.SLOW_CONSUMER, why)
 
-    def _begin_close(self, code: CloseCode, reason: str) -> None:
+    def _begin_close(self, code: int, reason: str) -> None:
         if self._state is not _OPEN:
             return
         self._state = _CLOSING

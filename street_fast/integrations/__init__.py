@@ -35,13 +35,13 @@ def add_routes(http: HttpServer | Config | Application, routes: Iterable[Route],
             http.add_route(method, path, handler)
         return http
     if ("uvicorn", "Config") in kinds:
-        from street_fast.integrations import uvicorn as uvicorn_front
+        from street_fast.integrations.uvicorn import add_routes as add_to_uvicorn
 
-        return uvicorn_front.add_routes(cast("Config", http), routes, limits)
+        return add_to_uvicorn(cast("Config", http), routes, limits)
     if ("aiohttp", "Application") in kinds:
-        from street_fast.integrations import aiohttp as aiohttp_front
+        from street_fast.integrations.aiohttp import add_routes as add_to_aiohttp
 
-        return aiohttp_front.add_routes(cast("Application", http), routes, limits)
+        return add_to_aiohttp(cast("Application", http), routes, limits)
     raise ConfigurationError(
         f"{http!r}: must be a street_fast.HttpServer, a uvicorn.Config (for FastAPI, Starlette and other ASGI "
         f"applications: the one that uvicorn.Server gets) or an aiohttp.web.Application"

@@ -325,6 +325,34 @@ async def test_too_much_waits():
     bench.assert_gone()
 
 
+async def test_an_event_has_a_head_of_its_own_in_each_stream():
+    event = encode_event("x" * 300)
+    benches = [Streaming(limits=Limits()).start() for _ in range(3)]
+    for n, bench in enumerate(benches):
+        bench.wire.stalled = True
+        for i in range(100):
+            bench.stream.push(event, head=b"id: %d.%d\n" % (n, i))
+            await settle()
+        assert sum(queued is event for queued in bench.stream._queue) == 99
+        assert bench.wire.unsent.endswith(b"\n\n")
+        bench.wire.stalled = False
+        bench.wire.take(100_000)
+        assert [event.last_event_id for event in bench.source.events] == [f"{n}.{i}" for i in range(100)]
+        bench.stream.abort()
+
+
+@pytest.mark.parametrize("size", [10, 100, 1_000])
+async def test_a_batch_never_ends_between_the_head_and_the_rest(size):
+    """Or else the farewell of an eviction would get the id of an event that the client has not got."""
+    stream = SseStream()
+    for n in range(60):
+        stream.push(encode_event("x" * size), head=b"id: %d\n" % n + b": " + b"y" * 1_000 + b"\n")
+    stream.close()
+    chunks = [chunk async for chunk in stream]
+    assert len(chunks) > 3
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+
+
 async def test_a_slow_client_that_reads_on_gets_whole_events_and_the_farewell():
     class Polite(SseStream):
         farewell = encode_event("too slow")
