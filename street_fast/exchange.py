@@ -108,6 +108,7 @@ class Exchange:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self.hub.watcher = None
         await self.backplane.close()
 
     # --- for sessions ---
@@ -115,7 +116,7 @@ class Exchange:
     @property
     def catching_up(self) -> int:
         """How many subscriptions are catching up."""
-        return sum(map(len, self._catching_up.values()))
+        return sum(not catch_up.complete for sinks in self._catching_up.values() for catch_up in sinks.values())
 
     def hold(self, channel: str, sink: object, catch_up: CatchUp) -> None:
         """What is published to the channel is for `catch_up` to hold, and not for the sink, until `release`."""
@@ -127,6 +128,12 @@ class Exchange:
         del sinks[sink]
         if not sinks:
             del self._catching_up[channel]
+
+    def read_top(self, channel: str) -> Page | Awaitable[Page]:
+        """The position of the newest message of a channel, in a page. Raises Unavailable, or the awaitable does."""
+        history = self.history_of(channel)
+        assert history is not None
+        return self.backplane.read(channel, history, since=None, limit=0)
 
     def read_missed(self, channel: str, since: Position) -> Page | Awaitable[Page]:
         """A page of the history of a channel after a position. Raises Unavailable, or the awaitable does."""
@@ -153,22 +160,27 @@ class Exchange:
         if behind is None or position is None:
             self.hub.deliver(channel, message, skip)
             return
-        for sink, catch_up in behind.items():
-            if sink is not skip:
-                catch_up.hold(position, message)
-        self.hub.deliver(channel, message, {skip, *behind})
+        skipped = {skip}
+        for sink, catch_up in list(behind.items()):
+            if sink is skip or catch_up.hold(position, message):
+                skipped.add(sink)
+            else:
+                catch_up.caught_up(channel)
+        self.hub.deliver(channel, message, skipped)
 
     def lost(self, channel: str | None) -> None:
         """Something was lost: who is catching up reads on in the history, and all others are told."""
         for name in self.hub.channel_names() if channel is None else [channel]:
-            for catch_up in self._catching_up.get(name, {}).values():
-                catch_up.lost()
-            history = self.history_of(name)
-            if history is None:
+            for catch_up in list(self._catching_up.get(name, {}).values()):
+                if catch_up.complete:
+                    catch_up.caught_up(name)
+                else:
+                    catch_up.lost()
+            if self.history_of(name) is None:
                 self._tell_gap(name, None)
                 continue
             try:
-                page = self.backplane.read(name, history, since=None, limit=0)
+                page = self.read_top(name)
             except Unavailable:
                 self._tell_gap(name, None)
                 continue

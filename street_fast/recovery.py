@@ -2,9 +2,12 @@
 
 A `CatchUp` is one subscriber who is behind in one channel. What is published meanwhile is not sent to it but held; what
 it missed is read from the history, page by page. When the history is at its end, what is held is joined to it by
-offset, and what is in both goes out once. Nothing grows: at most ``Limits.recovery_messages`` are held, as references
-to what all others get. When they become more, they are dropped and read from the history later. Only if the history
-does not have them any more either, the subscriber gets a ``gap``.
+offset, and what is in both goes out once. A history that is read over a network may be ahead of what is delivered:
+then the catch-up stays, and lets nothing pass that was in the history, until the first message that was not.
+
+Nothing grows: at most ``Limits.recovery_messages`` are held, as references to what all others get. When they become
+more, they are dropped and read from the history later. Only if the history does not have them any more either, the
+subscriber gets a ``gap``.
 
 A `Recovery` is a client who is catching up. It goes through its channels one after the other, and sends only as much as
 the client reads (`drain`): a recovery never makes a client slow enough to be evicted for it. Live messages are held for
@@ -15,33 +18,60 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from street_fast.backplanes import Unavailable
-from street_fast.errors import ConnectionClosed
+from street_fast.errors import CloseCode, ConnectionClosed
 from street_fast.messages import Message, gap_message, publication
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from street_fast.backplanes import Page, Position, Publication
 
 __all__ = ["CatchUp", "Recovery"]
+
+logger = logging.getLogger("street_fast")
+
+_POSITION_BYTES = 50
+"""What its position adds to a message, about."""
 
 _READ_AGAIN_S = 1.0
 """Pause after the history could not be read."""
 
 
 class CatchUp:
-    """What one subscriber of a channel is still to get before it is live. `position` is how far it has come."""
+    """What one subscriber of a channel is still to get before it is live; then `caught_up` is called with the channel.
 
-    __slots__ = ("_held", "_missed", "_most_held", "_must_read", "channel", "position")
+    `position` is how far it has come; `answered`, whether it has got the reply to its subscribe, and all this may
+    follow; `live_may_lag`, whether the history may have what is delivered only later.
+    """
 
-    def __init__(self, channel: str, since: Position, most_held: int) -> None:
+    __slots__ = (
+        "_end",
+        "_held",
+        "_lost_while_reading",
+        "_missed",
+        "_most_held",
+        "_must_read",
+        "answered",
+        "caught_up",
+        "channel",
+        "live_may_lag",
+        "position",
+    )
+
+    def __init__(self, channel: str, since: Position, most_held: int, caught_up: Callable[[str], object]) -> None:
         self.channel = channel
         self.position = since
-        self._must_read = True  # the history goes on where what was read of it ends, or may do so
+        self.caught_up = caught_up
+        self.answered = False
+        self.live_may_lag = False
+        self._end = since  # of what was read of the history, and is held
+        self._must_read = True  # the history goes on from there, or may do so
+        self._lost_while_reading = False
         self._most_held = most_held
         self._missed: deque[Publication] = deque()
         self._held: deque[tuple[Position, Message]] = deque()
@@ -56,38 +86,48 @@ class CatchUp:
         """Whether the subscriber has everything, and can be live from now on."""
         return not (self._must_read or self._missed or self._held)
 
-    def hold(self, position: Position, message: Message) -> None:
-        """A message that was published meanwhile."""
+    def hold(self, position: Position, message: Message) -> bool:
+        """A message that was published meanwhile. False if the subscriber is through, and gets it as all others do."""
+        if not self._must_read and self._was_read(position):
+            return True
+        if self.complete:
+            return False
         if len(self._held) >= self._most_held:
             self.lost()
         self._held.append((position, message))
+        if not self._must_read:
+            self._end = position
+        return True
 
     def lost(self) -> None:
         """What is held does not follow what came before it, or the history could not be read: it has to be read."""
         self._held.clear()
-        self._must_read = True
+        self._must_read = self._lost_while_reading = True
 
     def begin_read(self) -> Position:
         """The history after this position is being read; then comes `take`, or `lost`."""
-        self._must_read = False
+        self._lost_while_reading = False
         return self.position
 
     def take(self, page: Page) -> Position | None:
         """The page that was read. Returns None if nothing is missing, or else the position from which it goes on."""
+        self._end = self.position if page.recovered else page.top
+        for missed in page.publications:
+            assert missed.position is not None  # it comes from a history
+            self._end = missed.position
+            self._missed.append(missed)
+        gone = None
         if not page.recovered:
-            self.position = page.top
-            return self._join(page.top) or page.top
-        self._missed.extend(page.publications)
-        end = self._missed[-1].position if self._missed else None
-        if end is not None and end != page.top:
-            self._must_read = True
-        return self._join(self.position if end is None else end)
+            gone = self.position = page.top
+        ends_there = self._end == page.top or not page.publications
+        self._must_read = self._lost_while_reading or not ends_there
+        return gone if self._must_read else self._join() or gone
 
     def missed_within(self, most_bytes: int) -> list[Message]:
         """The next messages from the history, of `most_bytes` in all."""
         found: list[Message] = []
-        while self._missed and len(self._missed[0].payload) <= most_bytes:
-            most_bytes -= len(self._missed[0].payload)
+        while self._missed and len(self._missed[0].payload) + _POSITION_BYTES <= most_bytes:
+            most_bytes -= len(self._missed[0].payload) + _POSITION_BYTES
             found.append(self._next_missed())
         return found
 
@@ -111,83 +151,83 @@ class CatchUp:
         self.position = position
         return publication(self.channel, payload, str(position))
 
-    def _join(self, end: Position) -> Position | None:
-        """Drops what is held and was in the history up to `end`; a position if what is left does not follow it."""
-        held = self._held
-        if self._must_read:
-            return None  # there is more in the history, before what is held
-        for count in range(len(held), 0, -1):
-            if _is_within(held[count - 1][0], end):
-                for _ in range(count):
-                    held.popleft()
-                break
+    def _join(self) -> Position | None:
+        """Drops what is held and was read; a position if what is left does not follow it."""
+        held, end = self._held, self._end
+        while held and self._was_read(held[0][0]):
+            held.popleft()
         if not held:
             return None
-        epoch, offset, _ = held[0][0]
-        if offset == (end.offset + 1 if epoch == end.epoch else 1):
+        self._end = held[-1][0]
+        if held[0][0].epoch != end.epoch or held[0][0].offset == end.offset + 1:
             return None
-        # It is of an epoch that is over, or the backplane broke its word. Better a gap too many than one in silence.
+        # The backplane has broken its word. Better a gap too many than one in silence.
         self._missed.clear()
-        self.position = held[-1][0] if epoch == end.epoch else end
         held.clear()
+        self.position = self._end
         return self.position
 
-
-def _is_within(position: Position, end: Position) -> bool:
-    return position.epoch == end.epoch and position.offset <= end.offset
+    def _was_read(self, position: Position) -> bool:
+        """Whether a message that is delivered was in the history already, or before it."""
+        if position.epoch != self._end.epoch:
+            return position.offset != 1  # it does not begin a new epoch, so its epoch is over
+        return position.offset <= self._end.offset
 
 
 class RecoveringPeer(Protocol):
     """What a recovery needs of a connection."""
 
-    @property
-    def closed(self) -> bool: ...
+    def close(self, code: int = ..., reason: str = ...) -> None: ...
     def deliver(self, message: Message, droppable: bool = False) -> None: ...
     async def drain(self) -> None: ...
 
 
 class Recovery:
-    """One client who is catching up, in any number of channels.
+    """One client who is catching up, in any number of channels. `read(channel, since)` reads the history."""
 
-    `read(channel, since)` reads the history, and `caught_up(channel)` is called when the client has everything: from
-    then on it is live.
-    """
-
-    __slots__ = ("_batch_bytes", "_caught_up", "_peer", "_read", "catch_ups", "running")
+    __slots__ = ("_batch_bytes", "_peer", "_read", "_running", "catch_ups")
 
     def __init__(
         self,
         peer: RecoveringPeer,
         read: Callable[[str, Position], Page | Awaitable[Page]],
-        caught_up: Callable[[str], object],
         batch_bytes: int,
     ) -> None:
         self._peer = peer
         self._read = read
-        self._caught_up = caught_up
         self._batch_bytes = batch_bytes
         self.catch_ups: dict[str, CatchUp] = {}
-        self.running = False
+        self._running = False
 
-    async def run(self) -> None:
-        """Sends what is missed until nothing is, or the client is gone."""
-        self.running = True
+    def start(self, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        """Sends what those that were answered have missed, until they have it or the client is gone."""
+        if not self._running:
+            self._running = True
+            spawn(self._run())
+
+    async def _run(self) -> None:
         try:
-            while self.catch_ups:
+            while True:
                 await self._peer.drain()
-                for catch_up in self.catch_ups.values():
-                    await self._go_on(catch_up)
+                catch_up = next((one for one in self.catch_ups.values() if one.answered and not one.complete), None)
+                if catch_up is None:
                     break
+                await self._go_on(catch_up)
         except ConnectionClosed:
             pass
+        except Exception:
+            # It would hold back what is published for ever; the client comes back and tries again.
+            logger.exception("the recovery of a client failed, closing it")
+            self._peer.close(CloseCode.INTERNAL_ERROR, "internal error")
         finally:
-            self.running = False
+            self._running = False
 
     async def _go_on(self, catch_up: CatchUp) -> None:
         if catch_up.wants_page:
             try:
                 page = self._read(catch_up.channel, catch_up.begin_read())
                 if inspect.isawaitable(page):
+                    catch_up.live_may_lag = True
                     page = await page
             except Unavailable:
                 catch_up.lost()
@@ -200,5 +240,5 @@ class Recovery:
                 self._peer.deliver(gap_message(catch_up.channel, str(position)))
         for message in catch_up.next_batch(self._batch_bytes):
             self._peer.deliver(message)
-        if catch_up.complete:
-            self._caught_up(catch_up.channel)
+        if catch_up.complete and not catch_up.live_may_lag:
+            catch_up.caught_up(catch_up.channel)

@@ -309,7 +309,6 @@ class Session:
         except LimitExceeded:
             most = realtime.hub.limits.channels_per_connection
             raise _Refused("limit_exceeded", f"a connection may be in {most} channels") from None
-        self._end_catch_up(channel)
         try:
             data, position, catch_up = yield from self._joined(channel, since, envelope.since is not None)
         except BaseException:
@@ -326,34 +325,40 @@ class Session:
                 data["typing"] = typing
         self._answer(envelope, data, position)
         if catch_up is not None:
-            if catch_up.complete:
+            catch_up.answered = True
+            if not catch_up.complete:
+                assert self._recovery is not None
+                self._recovery.start(realtime.exchange.spawn)
+            elif not catch_up.live_may_lag:
                 self._end_catch_up(channel)
-            else:
-                self._recover()
 
     def _joined(
         self, channel: str, since: Position | None, asked: bool
     ) -> Steps[tuple[dict[str, Any], str | None, CatchUp | None]]:
         """What the reply says of the history, the position of the client after it, and what follows it."""
-        realtime, exchange = self._realtime, self._realtime.exchange
-        history = exchange.history_of(channel)
+        exchange = self._realtime.exchange
         catch_up = None
-        if history is not None and since is not None:
+        if exchange.history_of(channel) is not None:
+            if since is None and self._recovery is not None and channel in self._recovery.catch_ups:
+                position = str(self._recovery.catch_ups[channel].position)  # it goes on
+                return {"position": position}, position, None
+            self._end_catch_up(channel)
             catch_up = self._begin_catch_up(channel, since)
         pending = exchange.interest_in(channel)
         if pending is not None:
             yield pending
-        if history is None:
-            return {"recovered": False, "messages": []} if asked else {}, None, None
         if catch_up is None:
-            page: Page = yield from self._read(exchange.backplane.read(channel, history, since=None, limit=0))
-            return {"position": str(page.top)}, str(page.top), None
-        page = yield from self._read(exchange.read_missed(channel, catch_up.begin_read()))
-        gone = catch_up.take(page)
-        recovered = gone is None
-        missed = catch_up.missed_within(realtime.limits.recovery_reply_bytes) if recovered else []
-        realtime.note_recovery(recovered)
+            return {"recovered": False, "messages": []} if asked else {}, None, None
+        start = catch_up.begin_read()
+        answer = exchange.read_top(channel) if since is None else exchange.read_missed(channel, start)
+        catch_up.live_may_lag = inspect.isawaitable(answer)
+        page: Page = yield from self._read(answer)
+        recovered = catch_up.take(page) is None
+        missed = catch_up.missed_within(self._realtime.limits.recovery_reply_bytes) if recovered else []
         position = str(catch_up.position)
+        if since is None:
+            return {"position": position}, position, catch_up
+        self._realtime.note_recovery(recovered)
         return {"position": position, "recovered": recovered, "messages": _spliced(missed)}, position, catch_up
 
     def _read(self, page: Page | Awaitable[Page]) -> Steps[Page]:
@@ -379,23 +384,15 @@ class Session:
 
     # --- recovery ---
 
-    def _begin_catch_up(self, channel: str, since: Position) -> CatchUp:
+    def _begin_catch_up(self, channel: str, since: Position | None) -> CatchUp:
         """From now on, what is published to the channel is held."""
-        realtime, exchange = self._realtime, self._realtime.exchange
-        catch_up = CatchUp(channel, since, realtime.limits.recovery_messages)
+        limits, exchange = self._realtime.limits, self._realtime.exchange
         if self._recovery is None:
-            self._recovery = Recovery(
-                self.peer, exchange.read_missed, self._end_catch_up, realtime.limits.recovery_reply_bytes
-            )
+            self._recovery = Recovery(self.peer, exchange.read_missed, limits.recovery_reply_bytes)
+        catch_up = CatchUp(channel, since or _NOWHERE, limits.recovery_messages, self._end_catch_up)
         self._recovery.catch_ups[channel] = catch_up
         exchange.hold(channel, self.peer.sink, catch_up)
         return catch_up
-
-    def _recover(self) -> None:
-        """Sends the rest beside what the client does."""
-        assert self._recovery is not None
-        if not self._recovery.running:
-            self._realtime.exchange.spawn(self._recovery.run())
 
     def _end_catch_up(self, channel: str) -> None:
         """From now on, what is published to the channel is sent at once."""
@@ -727,6 +724,7 @@ def _short(reason: str) -> str:
 
 
 _USER = "user:"
+_NOWHERE = Position.start_of("")
 _PONG = WrittenMessage("pong", None, b'{"type":"pong"}')
 _BEFORE_LOGIN = frozenset(("auth", "ping", "pong"))
 _OPERATIONS: dict[str, Callable[[Session, Envelope], Left]] = {
