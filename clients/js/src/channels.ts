@@ -222,21 +222,22 @@ export function createChannels(
     received(event: Incoming): void {
       const { type, data } = event;
       const channel = channels.get(event.channel!);
-      if (channel && type === "message") {
+      if (!channel) return void events.emit(event);
+      if (type === "message") {
         if (channel.held) channel.held.push(event as Message);
         else deliver(channel, event as Message);
         return;
       }
-      if (channel && type === "presence") {
+      if (type === "presence") {
         setPresence(channel, changed(channel.presence, data));
         // Differences without a list to apply them to: there are few enough members again.
         if (data.joined && !channel.presence.listed && channel.live && !channel.listing) list(channel);
-      } else if (channel && type === "typing") {
+      } else if (type === "typing") {
         const others = channel.typing.filter((id) => id !== data.memberId);
         setTyping(channel, data.typing ? [...others, data.memberId] : others);
-      } else if (channel && type === "gap") {
+      } else if (type === "gap") {
         channel.position = data.position;
-      } else if (channel && type === "unsubscribed") {
+      } else if (type === "unsubscribed") {
         forget(channel);
         refused(channel, new RealtimeError(data.code, data.message, channel.name));
       }

@@ -5,7 +5,7 @@
 import { createChannels } from "./channels.js";
 import { createEmitter } from "./emitter.js";
 import { RealtimeError } from "./errors.js";
-import { createLink } from "./link.js";
+import { createLink, HEARTBEAT_MS } from "./link.js";
 import { createLogin } from "./login.js";
 import { createOutbox } from "./outbox.js";
 import { ANSWER, CALL, CONNECTION, createRequests, type Envelope, type Life } from "./requests.js";
@@ -49,14 +49,12 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
   const welcomed = (welcome: Welcome) => {
     member = welcome.member ?? member;
     outbox.learn(welcome.limits);
-    // The token of an event stream was in the address; and pings are for the WebSocket, where they cost no request.
-    if (link.isSse()) return login.accepted(welcome.expiresAt);
-    login.expires(welcome.expiresAt);
+    login.expires(welcome.expiresAt, link.isSse()); // where the token was in the address
     const measure = () => {
       ping().catch(() => {}); // the connection is watched elsewhere
-      pingTimer = setTimeout(measure, welcome.heartbeatMs);
+      pingTimer = setTimeout(measure, welcome.heartbeatMs ?? HEARTBEAT_MS);
     };
-    pingTimer = setTimeout(measure, FIRST_PING_MS);
+    if (!link.isSse()) pingTimer = setTimeout(measure, FIRST_PING_MS); // there it would be a POST each time
   };
 
   const received = (event: Incoming) => {

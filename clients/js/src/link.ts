@@ -11,10 +11,12 @@ import { tokenFailed } from "./login.js";
 import { openSse } from "./sse.js";
 import type { Incoming, Transport } from "./transport.js";
 import type { ConnectionState, RealtimeOptions, StateEvent } from "./types.js";
-import { addresses } from "./url.js";
+import { address } from "./url.js";
 import { openWebSocket } from "./websocket.js";
 
 const CONNECT_MS = 10_000;
+/** Of a server that has none: then it is our own pings that are answered. */
+export const HEARTBEAT_MS = 25_000;
 const GRACE_MS = 10_000; // beyond the heartbeat of the server
 const PROBE_MS = 5_000;
 const HEALTHY_MS = 10_000;
@@ -121,11 +123,11 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   const open = (token: string | undefined) => {
     const { transports = ["websocket", "sse"] } = options;
     const { WebSocket = globalThis.WebSocket, EventSource = globalThis.EventSource, fetch = globalThis.fetch } = options;
-    const both = addresses(url);
+    const websocketUrl = address(url, "ws");
     const sse = transports.includes("sse") && EventSource && fetch;
     const websocket = transports.includes("websocket") && WebSocket;
     // A server that renders this page has nothing to connect with, or to. It stays as it is.
-    if (!both || !(sse || websocket)) return stop();
+    if (!websocketUrl || !(sse || websocket)) return stop();
     limit();
     const mine = turn;
     isSse = !!sse && !(websocket && failures < FAILURES_BEFORE_SSE);
@@ -136,8 +138,8 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     };
     try {
       transport = isSse
-        ? openSse(both, token, EventSource, fetch, events)
-        : openWebSocket(both.websocket, WebSocket, events);
+        ? openSse(url, token, EventSource, fetch, events)
+        : openWebSocket(websocketUrl, WebSocket, events);
     } catch (error) {
       lost(LOST, String(error));
     }
@@ -150,7 +152,7 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     clearTimeout(timer);
     wasOpen = true;
     openedAt = lastSeen;
-    patienceMs = event.data.heartbeatMs + GRACE_MS;
+    patienceMs = (event.data.heartbeatMs ?? HEARTBEAT_MS) + GRACE_MS;
     watch();
     setState("open");
   };

@@ -50,22 +50,17 @@ export function createLogin(
     }
   };
 
-  /** When the token expires (milliseconds since the epoch), if it does. */
-  const expires = (at: number | undefined) => {
+  const expires = (at: number | undefined, accepted: boolean) => {
+    if (accepted) retried = false;
     lost();
     if (at) renewIn(Math.max((at - Date.now()) * 0.8, at - Date.now() - EARLY_MS, SOONEST_MS));
-  };
-
-  const accepted = (expiresAt: number | undefined) => {
-    retried = false;
-    expires(expiresAt);
   };
 
   const send = (fresh: string): void =>
     requests.call(CONNECTION, { type: "auth", data: { token: fresh } }, (error, reply) => {
       if (!error) {
         loggedIn(reply.member);
-        accepted(reply.expiresAt);
+        expires(reply.expiresAt, true);
       } else if (error.code !== "disconnected" && error.code !== "closed") {
         failed(error);
         if (RETRIED.includes(error.code)) renewIn(AGAIN_MS);
@@ -75,9 +70,8 @@ export function createLogin(
   return {
     ask: () => (ask ? ask() : (token as string | undefined)),
     send,
+    /** When the token expires (milliseconds since the epoch), if it does; and whether the server has just taken it. */
     expires,
-    /** The server has taken the token. */
-    accepted,
     lost,
     /** The server closed with 4001: whether one more connection, with a new token, is worth it. Once. */
     mayRetry(): boolean {

@@ -12,7 +12,7 @@ export interface Outgoing {
   /** It is on its way. */
   sent?(): void;
   /** It cannot go at all. */
-  refused?(error: RealtimeError): void;
+  settle?(error: RealtimeError): void;
   /** Nobody waits for it any more: it need not go. */
   gone?: boolean;
 }
@@ -46,7 +46,7 @@ export function createOutbox() {
         item.sent?.();
       } else if (!item.gone) {
         // Sent, it would end the connection for good (1009).
-        item.refused?.(new RealtimeError("limit_exceeded", `the server takes messages of ${messageBytes} bytes at most`));
+        item.settle?.(new RealtimeError("limit_exceeded", `the server takes messages of ${messageBytes} bytes at most`));
       }
     }
   };

@@ -9,18 +9,16 @@ export interface PresenceData {
   memberCount?: number;
 }
 
-export const NOBODY: PresenceState = { members: [], memberCount: 0, listed: false };
-
 /** From the reply to a `subscribe` or a `presence`. */
-export function snapshot({ members, memberCount }: PresenceData): PresenceState {
-  return members
-    ? { members, memberCount: members.length, listed: true }
-    : { members: [], memberCount: memberCount ?? 0, listed: false };
+export function snapshot({ members, memberCount = members?.length ?? 0 }: PresenceData): PresenceState {
+  return { members: members ?? [], memberCount, listed: members !== undefined };
 }
+
+export const NOBODY = snapshot({});
 
 /** After a `presence` event. Joined may be there already and left may be gone: the last state wins. */
 export function changed(before: PresenceState, { joined, left, memberCount = 0 }: PresenceData): PresenceState {
-  if (!before.listed || !joined || !left) return { members: [], memberCount, listed: false };
+  if (!before.listed || !joined || !left) return snapshot({ memberCount });
   const members = new Map(before.members.map((member) => [member.memberId, member]));
   for (const member of joined) members.set(member.memberId, member);
   for (const { memberId } of left) members.delete(memberId);

@@ -11,6 +11,7 @@ import type { Outbox, Outgoing } from "./outbox.js";
 const ATTEMPTS = 3;
 const KEY_LIFE_MS = 280_000;
 const UNKNOWN_RETRY_MS = 1_000;
+const NO_CONNECTION = "there is no connection";
 
 // How long a request lives.
 /** Only on this connection: subscribe, auth, ping. Its time runs from when it was sent. */
@@ -37,8 +38,8 @@ interface Pending extends Outgoing {
   /** To be sent, or sent again. */
   waiting: boolean;
   attempts: number;
-  firstSentAt: number;
-  timer: ReturnType<typeof setTimeout> | undefined;
+  firstSentAt?: number;
+  timer?: ReturnType<typeof setTimeout>;
   settle: Done;
   fail(code: string, message: string): void;
 }
@@ -63,8 +64,6 @@ export function createRequests(outbox: Outbox, timeoutMs = 10_000, queueSize = 1
       life,
       waiting: true,
       attempts: 0,
-      firstSentAt: 0,
-      timer: undefined,
       sent() {
         request.waiting = false;
         request.attempts += 1;
@@ -77,10 +76,9 @@ export function createRequests(outbox: Outbox, timeoutMs = 10_000, queueSize = 1
         pending.delete(id);
         done(error, data);
       },
-      refused: (error) => request.settle(error),
       fail: (code, message) => request.settle(new RealtimeError(code, message, envelope.channel)),
     };
-    if (life === CONNECTION && !outbox.isOpen()) return request.fail("disconnected", "there is no connection");
+    if (life === CONNECTION && !outbox.isOpen()) return request.fail("disconnected", NO_CONNECTION);
     if (life === ANSWER && [...pending.values()].filter((other) => other.life === life && other.waiting).length >= queueSize)
       return request.fail("queue_full", `${queueSize} messages wait to be sent already (queueSize)`);
     pending.set(id, request);
@@ -115,25 +113,25 @@ export function createRequests(outbox: Outbox, timeoutMs = 10_000, queueSize = 1
     },
 
     opened(): void {
-      for (const request of [...pending.values()]) {
+      pending.forEach((request) => {
         const { life, firstSentAt } = request;
         if (life === ANSWER && firstSentAt && Date.now() - firstSentAt > KEY_LIFE_MS)
-          request.fail("unknown", "the connection was lost before the answer, and it is too late to ask again");
+          request.fail("unknown", "the answer was lost with the connection, and it is too late to ask again");
         else if (life !== CONNECTION) outbox.push(request);
-      }
+      });
     },
 
     lost(): void {
-      for (const request of [...pending.values()]) {
+      pending.forEach((request) => {
         request.waiting = true;
         request.attempts = 0;
         if (request.life === ANSWER) clearTimeout(request.timer);
-        if (request.life === CONNECTION) request.fail("disconnected", "the connection was lost");
-      }
+        if (request.life === CONNECTION) request.fail("disconnected", NO_CONNECTION);
+      });
     },
 
     closed(): void {
-      for (const request of [...pending.values()]) request.fail("closed", "the connection is closed");
+      pending.forEach((request) => request.fail("closed", NO_CONNECTION));
     },
   };
 }

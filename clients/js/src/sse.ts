@@ -6,24 +6,20 @@
 
 import type { Transport, TransportEvents } from "./transport.js";
 import type { EventSourceLike, RealtimeOptions } from "./types.js";
-import type { Addresses } from "./url.js";
+import { address } from "./url.js";
 
 const BATCH = 8; // of 16 that the server takes, so that large ones fit into a request too
+const BUSY_MS = 1_000;
 const CLOSED = 2;
 
 export function openSse(
-  { http, query }: Addresses,
+  base: string,
   token: string | undefined,
   EventSourceClass: new (url: string) => EventSourceLike,
   fetch: NonNullable<RealtimeOptions["fetch"]>,
   events: TransportEvents,
 ): Transport {
-  const address = (path: string, name: string, value: string | undefined) => {
-    const all = new URLSearchParams(query);
-    if (value) all.set(name, value);
-    return `${http}${path}?${all}`;
-  };
-  const url = address("/sse", "token", token);
+  const url = address(base, "http", "/sse", "token", token)!;
   const source = new EventSourceClass(url);
   let connection: string | undefined;
   let waiting: string[] = [];
@@ -70,9 +66,13 @@ export function openSse(
       const batch = waiting.splice(0, BATCH);
       const body = batch.length > 1 ? `[${batch}]` : batch[0]!;
       // Text, which it is by default, needs no preflight at another origin.
-      const sending = fetch(address("/send", "connection", connection), { method: "POST", body });
+      const sending = fetch(address(base, "http", "/send", "connection", connection)!, { method: "POST", body });
       const response = await sending.catch(() => undefined);
-      if (!response?.ok) end(1006, `a message could not be sent: HTTP ${response?.status}`);
+      if (response?.status === 429) {
+        // Nothing of it was taken: there is too much that the server has not done yet.
+        waiting.unshift(...batch);
+        await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
+      } else if (!response?.ok) end(1006, `a message could not be sent: HTTP ${response?.status}`);
     }
     posting = false;
   };

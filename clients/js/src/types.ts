@@ -53,7 +53,8 @@ export interface ServerLimits {
 export interface Welcome {
   id: string;
   member?: Member;
-  heartbeatMs: number;
+  /** Null if the server sends no pings. */
+  heartbeatMs: number | null;
   /** Milliseconds since the epoch. */
   expiresAt?: number;
   limits: ServerLimits;

@@ -1,20 +1,21 @@
-// One address, in the two forms that the transports want.
-
-export interface Addresses {
-  websocket: string;
-  /** Below it are /sse and /send. */
-  http: string;
-  query: URLSearchParams;
-}
+// One address, in the forms that the transports want.
 
 /**
- * `url` is ws(s)://, http(s):// or a path of this page ("/realtime"). Undefined for a path where there is no page: on a
- * server that renders.
+ * The address of `url`, which is ws(s)://, http(s):// or a path of this page ("/realtime"), with another scheme, what is
+ * below it, and one parameter more. Undefined for a path where there is no page: on a server that renders.
  */
-export function addresses(url: string): Addresses | undefined {
+export function address(
+  url: string,
+  scheme: "ws" | "http",
+  path = "",
+  name = "",
+  value: string | undefined = undefined,
+): string | undefined {
   const page = typeof location === "object" ? location.href : undefined;
-  if (page === undefined && !/^(ws|http)s?:/i.test(url)) return undefined;
-  const { protocol, host, pathname, search } = new URL(url, page);
-  const rest = `${/^(wss|https):/.test(protocol) ? "s" : ""}://${host}${pathname.replace(/\/$/, "")}`;
-  return { websocket: `ws${rest}${search}`, http: `http${rest}`, query: new URLSearchParams(search) };
+  if (!page && !/^(ws|http)s?:/i.test(url)) return undefined;
+  const found = new URL(url, page);
+  found.protocol = found.protocol.replace(/ws|http/, scheme);
+  found.pathname = found.pathname.replace(/\/$/, "") + path;
+  if (value) found.searchParams.set(name, value);
+  return found.href;
 }
