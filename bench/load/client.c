@@ -19,6 +19,8 @@
 static const char KEY[] = "dGhlIHNhbXBsZSBub25jZQ==";
 static const char ACCEPT[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+size_t client_ping_len;
+
 static void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -70,7 +72,8 @@ unsigned client_continue_opening(Client *client, const char *request, size_t req
 
 static unsigned finish_frame(Client *client) {
     client->header_have = 0;
-    return (client->header[0] & 0x0f) < 8;
+    if (client->ping) client->pings++;
+    return (client->header[0] & 0x0f) < 8 && !client->ping;
 }
 
 unsigned client_scan(Client *client, const uint8_t *p, size_t n) {
@@ -97,8 +100,10 @@ unsigned client_scan(Client *client, const uint8_t *p, size_t n) {
             for (unsigned i = 2; i < header_len; i++) length = length << 8 | client->header[i];
         }
         client->payload_left = length;
+        client->ping = length && length == client_ping_len;
         if (!length) frames += finish_frame(client);
     }
+    client->frames += frames;
     return frames;
 }
 

@@ -2,10 +2,12 @@
 //
 // It opens without blocking, counts the data frames that arrive, and keeps no payload. It is strict where a
 // wrong server would spoil a figure: a status other than 101, a masked frame, or a close ends the program.
-// Pings are counted as nothing and not answered: no load runs as long as a pong timeout.
+// Pings of WebSocket are counted as nothing and not answered: no load runs as long as a pong timeout. Pings of a
+// protocol on top of it are texts; they are known by their length, and left to whoever drives the load to answer.
 #ifndef CLIENT_H
 #define CLIENT_H
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,8 +19,14 @@ typedef struct {
     uint8_t header_have;        // bytes of an unfinished frame header
     uint8_t header[10];
     uint64_t payload_left;      // bytes of the current frame that are still to come
+    bool ping;                  // the current frame is a ping of that protocol
+    unsigned pings;             // of them not yet answered
+    unsigned frames;            // data frames since somebody last set it to zero
     double sent_at;             // for loads that time single messages
 } Client;
+
+// How long a text ping is; 0: there is none. No message of a load may be of that length.
+extern size_t client_ping_len;
 
 // Starts to connect. Source addresses differ, so that ports last for many runs against one server.
 void client_connect(Client *client, const struct sockaddr_in *server, unsigned index);

@@ -2,14 +2,19 @@
 //
 //   loadgen fanout   N connections; one sends BURST messages, all receive them all, then again
 //   loadgen echo     N connections, each keeps PIPELINE messages in flight
+//   loadgen rooms    N connections in ROOMS rooms; messages to random rooms, PIPELINE of them in flight
 //   loadgen fairness N connections in a broadcast while ECHO_CLIENTS others echo: the echo that waited longest
 //   loadgen connect  opens N connections, IN_FLIGHT at a time
 //   loadgen idle     the same, then the memory that the server holds for them
 //
-// Options: --port --server-pid --path --echo-path --connections --echo-clients --size --message TEXT --burst
-// --pipeline --seconds --rounds --in-flight. Prints one JSON object. `server_us` is the CPU time of the server's
-// process (clock_getcpuclockid, user and system, all threads) per message delivered, `load_us` that of this
-// program: a figure whose load_us is above its server_us measures the wrong program.
+// Options: --port --server-pid --path --echo-path --connections --echo-clients --rooms --size --message TEXT --hello
+// TEXT --ping TEXT --pong TEXT --burst --pipeline --seconds --rounds --in-flight. Prints one JSON object. `server_us`
+// is the CPU time of the server's process (clock_getcpuclockid, user and system, all threads) per message delivered,
+// `load_us` that of this program: a figure whose load_us is above its server_us measures the wrong program.
+//
+// Client i is in room i % ROOMS, whose number stands for %d in a message or a hello. Hellos are for protocols on top of
+// WebSocket: a client sends the first one when the server has said something, the next one when it has said something
+// more, and is open when the last one is answered. A message as long as --ping is a ping, answered with --pong.
 #define _GNU_SOURCE
 #include "client.h"
 #include "meter.h"
@@ -25,21 +30,24 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { EVENTS = 4096, READ_BYTES = 1 << 18, MAX_ROUNDS = 1 << 20 };
+enum { EVENTS = 4096, READ_BYTES = 1 << 18, MAX_ROUNDS = 1 << 20, HELLOS = 4 };
 static const double WARM_UP_S = 0.3;
 static const double STALL_S = 20;
 
 static struct {
-    int port, connections, echo_clients, size, burst, pipeline, rounds, in_flight;
+    int port, connections, echo_clients, rooms, size, burst, pipeline, rounds, in_flight, hellos;
     pid_t server;
-    const char *path, *echo_path, *message;
+    const char *path, *echo_path, *message, *hello[HELLOS], *ping, *pong;
     double seconds;
-} opt = {.connections = 1000, .echo_clients = 10, .size = 128, .burst = 1, .pipeline = 1, .rounds = 10,
+} opt = {.connections = 1000, .echo_clients = 10, .rooms = 1, .size = 128, .burst = 1, .pipeline = 1, .rounds = 10,
          .in_flight = 64, .path = "/", .echo_path = "/echo", .seconds = 2};
 
+typedef struct { uint8_t *bytes; size_t len; } Frame;
+
 static Client *clients;             // opt.connections of them, then those of the fairness load that echo
-static uint8_t *frame;              // what a client sends
-static size_t frame_len;
+static Frame *messages;             // what a client sends, by room
+static Frame *hellos[HELLOS];       // what it sends before, by room
+static Frame pong;
 static uint8_t read_buffer[READ_BYTES];
 static uint64_t bytes_in;
 
@@ -51,6 +59,46 @@ static void fail(const char *what) {
 static void watch(int epoll, int operation, Client *client, uint32_t events) {
     struct epoll_event event = {.events = events | EPOLLET, .data.ptr = client};
     if (epoll_ctl(epoll, operation, client->fd, &event)) fail(strerror(errno));
+}
+
+static int room_of(const Client *client) { return (int)(client - clients) % opt.rooms; }
+
+static void send_frame(Client *client, Frame frame) { client_send(client, frame.bytes, frame.len); }
+
+// The text as it travels, with the number of the room for each %d.
+static Frame make_frame(const char *text, int room) {
+    size_t size = strlen(text) + 1;
+    for (const char *p = text; (p = strstr(p, "%d")); p += 2) size += 10;
+    char *filled = malloc(size), *end = filled;
+    while (*text) {
+        if (strncmp(text, "%d", 2)) { *end++ = *text++; continue; }
+        end += sprintf(end, "%d", room);
+        text += 2;
+    }
+    Frame frame = {.bytes = malloc(size + 14)};
+    frame.len = client_frame(frame.bytes, filled, (size_t)(end - filled));
+    free(filled);
+    return frame;
+}
+
+static Frame *make_frames(const char *text) {
+    Frame *frames = malloc((size_t)opt.rooms * sizeof *frames);
+    for (int room = 0; room < opt.rooms; room++) frames[room] = make_frame(text, room);
+    return frames;
+}
+
+// Reads what one client has; a read that does not fill the buffer has emptied the socket.
+static unsigned drain(Client *client) {
+    unsigned frames = 0;
+    for (;;) {
+        ssize_t got = recv(client->fd, read_buffer, sizeof read_buffer, 0);
+        if (got < 0 && errno == EAGAIN) return frames;
+        if (got <= 0) fail(got == 0 ? "the server hung up" : strerror(errno));
+        bytes_in += (uint64_t)got;
+        frames += client_scan(client, read_buffer, (size_t)got);
+        for (; client->pings; client->pings--) send_frame(client, pong);
+        if (got < READ_BYTES) return frames;
+    }
 }
 
 // Opens clients[first .. first + n), in_flight at a time, and leaves them watched for input.
@@ -71,26 +119,18 @@ static void open_clients(int epoll, int first, int n, const char *path) {
         if (ready == 0) fail("the server stopped answering opening handshakes");
         for (int i = 0; i < ready; i++) {
             Client *client = events[i].data.ptr;
-            if (client->state == OPEN) continue;
-            client_continue_opening(client, request, request_len);
-            if (client->state == OPEN) {
-                watch(epoll, EPOLL_CTL_MOD, client, EPOLLIN);
-                open++;
-            }
+            unsigned before = client->frames, now;
+            bool was_open = client->state == OPEN;
+            if (was_open) drain(client);
+            else client_continue_opening(client, request, request_len);
+            if (client->state != OPEN) continue;
+            if (!was_open) watch(epoll, EPOLL_CTL_MOD, client, EPOLLIN);
+            now = client->frames;
+            for (unsigned k = before; k < now && k < (unsigned)opt.hellos; k++)
+                send_frame(client, hellos[k][room_of(client)]);
+            unsigned last = opt.hellos ? (unsigned)opt.hellos + 1 : 0;     // with this frame it is open
+            if (now >= last && (was_open ? before < last : true)) open++;
         }
-    }
-}
-
-// Reads what one client has; a read that does not fill the buffer has emptied the socket.
-static unsigned drain(Client *client) {
-    unsigned frames = 0;
-    for (;;) {
-        ssize_t got = recv(client->fd, read_buffer, sizeof read_buffer, 0);
-        if (got < 0 && errno == EAGAIN) return frames;
-        if (got <= 0) fail(got == 0 ? "the server hung up" : strerror(errno));
-        bytes_in += (uint64_t)got;
-        frames += client_scan(client, read_buffer, (size_t)got);
-        if (got < READ_BYTES) return frames;
     }
 }
 
@@ -128,9 +168,9 @@ static void print_costs(Reading from, uint64_t messages) {
            (to.own - from.own) * 1e6 / n, (double)(to.bytes - from.bytes) / n);
 }
 
-static void fan_out_once(int epoll, const uint8_t *burst, size_t burst_len) {
+static void fan_out_once(int epoll, Frame burst) {
     int64_t missing = (int64_t)opt.connections * opt.burst;
-    client_send(&clients[0], burst, burst_len);
+    send_frame(&clients[0], burst);
     while (missing > 0) {
         int64_t frames = pump(epoll, (int)(STALL_S * 1000), NULL);
         if (frames < 0) fail("messages of a broadcast did not arrive");
@@ -142,17 +182,17 @@ static void fan_out_once(int epoll, const uint8_t *burst, size_t burst_len) {
 static void run_fanout(int epoll) {
     open_clients(epoll, 0, opt.connections, opt.path);
     settle(epoll);
-    size_t burst_len = frame_len * (size_t)opt.burst;
-    uint8_t *burst = malloc(burst_len);
-    for (int i = 0; i < opt.burst; i++) memcpy(burst + (size_t)i * frame_len, frame, frame_len);
-    for (double end = wall_s() + WARM_UP_S; wall_s() < end;) fan_out_once(epoll, burst, burst_len);
+    Frame message = messages[0], burst = {.len = message.len * (size_t)opt.burst};
+    burst.bytes = malloc(burst.len);
+    for (int i = 0; i < opt.burst; i++) memcpy(burst.bytes + (size_t)i * message.len, message.bytes, message.len);
+    for (double end = wall_s() + WARM_UP_S; wall_s() < end;) fan_out_once(epoll, burst);
 
     double *took = malloc(MAX_ROUNDS * sizeof *took);
     size_t rounds = 0;
     Reading start = read_meters();
     for (double end = start.wall + opt.seconds; rounds < MAX_ROUNDS && (rounds < 5 || wall_s() < end); rounds++) {
         double began = wall_s();
-        fan_out_once(epoll, burst, burst_len);
+        fan_out_once(epoll, burst);
         took[rounds] = wall_s() - began;
     }
     print_costs(start, (uint64_t)rounds * (uint64_t)opt.connections * (uint64_t)opt.burst);
@@ -162,7 +202,7 @@ static void run_fanout(int epoll) {
 }
 
 static void answer(Client *client, unsigned frames) {
-    while (frames--) client_send(client, frame, frame_len);
+    while (frames--) send_frame(client, messages[room_of(client)]);
 }
 
 // Reads what is still on its way, so that no server is left writing to clients that went away.
@@ -191,6 +231,50 @@ static void run_echo(int epoll) {
     collect(epoll, (int64_t)opt.connections * opt.pipeline);
 }
 
+// xorshift64*, from the same seed in every run: the same rooms in the same order for every server.
+static unsigned next_random(unsigned below) {
+    static uint64_t state = 0x9e3779b97f4a7c15;
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return (unsigned)((state * 0x2545f4914f6cdd1d >> 33) % below);
+}
+
+// Everybody in a room gets its messages, whoever sent one too. Afterwards each client must have exactly as many as
+// were sent to its room.
+static void run_rooms(int epoll) {
+    if (opt.connections % opt.rooms) fail("--connections must be a multiple of --rooms");
+    open_clients(epoll, 0, opt.connections, opt.path);
+    settle(epoll);
+    for (int i = 0; i < opt.connections; i++) clients[i].frames = 0;
+    unsigned *sent = calloc((size_t)opt.rooms, sizeof *sent), members = (unsigned)(opt.connections / opt.rooms);
+    int64_t missing = 0;
+    uint64_t delivered = 0;
+    double end = wall_s() + WARM_UP_S;
+    Reading start = {0};
+    for (bool warm = false;;) {
+        if (wall_s() >= end) {
+            if (warm) break;
+            warm = true;
+            delivered = 0;
+            start = read_meters();
+            end = start.wall + opt.seconds;
+        }
+        for (; missing <= (int64_t)members * (opt.pipeline - 1); missing += members) {
+            unsigned room = next_random((unsigned)opt.rooms), member = next_random(members);
+            send_frame(&clients[room + member * (unsigned)opt.rooms], messages[room]);
+            sent[room]++;
+        }
+        int64_t frames = pump(epoll, (int)(STALL_S * 1000), NULL);
+        if (frames < 0) fail("messages to a room did not arrive");
+        missing -= frames;
+        delivered += (uint64_t)frames;
+    }
+    print_costs(start, delivered);
+    collect(epoll, missing);
+    settle(epoll);
+    for (int i = 0; i < opt.connections; i++)
+        if (clients[i].frames != sent[i % opt.rooms]) fail("a client got more or fewer messages than its room");
+}
+
 static struct { double broadcast_end, worst_quiet, worst_busy; uint64_t quiet, busy; } fair;
 
 // An echo counts as busy if any part of its way fell into a broadcast.
@@ -205,7 +289,7 @@ static void time_echo(Client *client, unsigned frames) {
         if (waited > fair.worst_quiet) fair.worst_quiet = waited;
     }
     client->sent_at = now;
-    client_send(client, frame, frame_len);
+    send_frame(client, messages[0]);
 }
 
 // The echo clients have an epoll of their own, looked at after every few broadcast frames: what they wait for
@@ -236,21 +320,21 @@ static void run_fairness(void) {
     double *alone = calloc((size_t)opt.rounds, sizeof *alone);
     for (int round = -1; round < opt.rounds; round++) {     // one to warm up; without echoes, for comparison
         double began = wall_s();
-        fan_out_once(broadcast_epoll, frame, frame_len);
+        fan_out_once(broadcast_epoll, messages[0]);
         if (round >= 0) alone[round] = wall_s() - began;
         usleep(20000);
     }
     for (int i = 0; i < opt.echo_clients; i++) {
         Client *client = &clients[opt.connections + i];
         client->sent_at = wall_s();
-        client_send(client, frame, frame_len);
+        send_frame(client, messages[0]);
     }
     for (int round = 0; round < opt.rounds; round++) {
         for (double end = wall_s() + 0.1; wall_s() < end;) pump_fair(broadcast_epoll, echo_epoll, both, 1000);
         fair.worst_busy = 0;
         fair.broadcast_end = 1e300;
         double began = wall_s();
-        client_send(&clients[0], frame, frame_len);
+        send_frame(&clients[0], messages[0]);
         for (int64_t missing = opt.connections; missing > 0;) {
             int64_t frames = pump_fair(broadcast_epoll, echo_epoll, both, (int)(STALL_S * 1000));
             if (frames < 0) fail("messages of a broadcast did not arrive");
@@ -292,7 +376,8 @@ static void parse_options(int argc, char **argv) {
         {"port", 1, NULL, 'p'}, {"server-pid", 1, NULL, 'S'}, {"path", 1, NULL, 'u'}, {"echo-path", 1, NULL, 'U'},
         {"connections", 1, NULL, 'n'}, {"echo-clients", 1, NULL, 'e'}, {"size", 1, NULL, 's'},
         {"message", 1, NULL, 'm'}, {"burst", 1, NULL, 'b'}, {"pipeline", 1, NULL, 'l'}, {"seconds", 1, NULL, 't'},
-        {"rounds", 1, NULL, 'r'}, {"in-flight", 1, NULL, 'f'}, {NULL, 0, NULL, 0}};
+        {"rounds", 1, NULL, 'r'}, {"in-flight", 1, NULL, 'f'}, {"rooms", 1, NULL, 'R'}, {"hello", 1, NULL, 'h'},
+        {"ping", 1, NULL, 'i'}, {"pong", 1, NULL, 'o'}, {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (c) {
         case 'p': opt.port = atoi(optarg); break;
@@ -308,12 +393,20 @@ static void parse_options(int argc, char **argv) {
         case 't': opt.seconds = atof(optarg); break;
         case 'r': opt.rounds = atoi(optarg); break;
         case 'f': opt.in_flight = atoi(optarg); break;
+        case 'R': opt.rooms = atoi(optarg); break;
+        case 'h':
+            if (opt.hellos == HELLOS) fail("too many hellos");
+            opt.hello[opt.hellos++] = optarg;
+            break;
+        case 'i': opt.ping = optarg; break;
+        case 'o': opt.pong = optarg; break;
         default: fail("see the head of loadgen.c");
         }
     }
+    if (!opt.ping != !opt.pong) fail("--ping and --pong go together");
     if (opt.port <= 0 || opt.server <= 0) fail("--port and --server-pid are needed");
-    if (opt.connections < 1 || opt.echo_clients < 1 || opt.size < 0 || opt.burst < 1 || opt.pipeline < 1 ||
-        opt.rounds < 1 || opt.in_flight < 1)
+    if (opt.connections < 1 || opt.echo_clients < 1 || opt.rooms < 1 || opt.size < 0 || opt.burst < 1 ||
+        opt.pipeline < 1 || opt.rounds < 1 || opt.in_flight < 1)
         fail("a count below one");
 }
 
@@ -327,17 +420,20 @@ int main(int argc, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
 
     clients = calloc((size_t)(opt.connections + opt.echo_clients), sizeof *clients);
-    size_t payload_len = opt.message ? strlen(opt.message) : (size_t)opt.size;
-    char *payload = malloc(payload_len + 1);
-    if (opt.message) memcpy(payload, opt.message, payload_len);
-    else memset(payload, 'x', payload_len);
-    frame = malloc(payload_len + 14);
-    frame_len = client_frame(frame, payload, payload_len);
+    char *filler = calloc((size_t)opt.size + 1, 1);
+    memset(filler, 'x', (size_t)opt.size);
+    messages = make_frames(opt.message ? opt.message : filler);
+    for (int k = 0; k < opt.hellos; k++) hellos[k] = make_frames(opt.hello[k]);
+    if (opt.ping) {
+        client_ping_len = strlen(opt.ping);
+        pong = make_frame(opt.pong, 0);
+    }
 
     int epoll = epoll_create1(0);
     printf("{");
     if (!strcmp(mode, "fanout")) run_fanout(epoll);
     else if (!strcmp(mode, "echo")) run_echo(epoll);
+    else if (!strcmp(mode, "rooms")) run_rooms(epoll);
     else if (!strcmp(mode, "fairness")) run_fairness();
     else if (!strcmp(mode, "connect")) run_connect(epoll, false);
     else if (!strcmp(mode, "idle")) run_connect(epoll, true);
