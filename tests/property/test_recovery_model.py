@@ -206,8 +206,8 @@ class Machine:
                 self.ask(self.clients[-1], "subscribe", name, client.readers[name].place)
 
     def forget(self, client):
-        if client.worker is not None:
-            client.worker.cancel()
+        if client.worker is not None:  # as a transport does it: what has begun can come to its end
+            asyncio.get_running_loop().call_soon(client.worker.cancel)
 
     async def settle(self, client, channel):
         await self.world.settle()
@@ -296,6 +296,7 @@ async def play(seed, slow):
     finally:
         for client in machine.clients:
             machine.forget(client)
+        await world.settle()
         await world.realtime.close()
         if other_node is not None:
             await bus.settle()
