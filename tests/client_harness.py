@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0
 LIMITS = {"messageBytes": 65_536, "channels": 128, "messagesPerSecond": None, "messagesBurst": 40}
-_SERVER_LIMITS = Limits(abort_timeout_s=0.2, shutdown_timeout_s=2, shutdown_batch_interval_s=0.01)
+_SERVER_LIMITS = Limits(abort_timeout_s=0.2, shutdown_timeout_s=2, shutdown_batch_interval_s=0.01, retry_hint_s=0.05)
 
 
 class Peer:
@@ -122,8 +122,9 @@ class FakeRealtime:
         """The next client."""
         return await asyncio.wait_for(self._connections.get(), PATIENCE_S)
 
-    async def close(self) -> None:
-        for peer in self.peers:
+    async def close(self, *, politely: bool = False) -> None:
+        """`politely`: the clients are told, with 1012 and when to come back."""
+        for peer in [] if politely else self.peers:
             peer.ws.abort()
         await asyncio.wait_for(self._server.close(), PATIENCE_S)
         await asyncio.wait_for(self._http.close(), PATIENCE_S)

@@ -420,6 +420,9 @@ class RealtimeClient:
 
     def _event(self, event: Incoming) -> None:
         if event.type in self._handlers or "*" in self._handlers:
+            if len(self._events) >= 8 * _UNREAD_EVENTS:  # reading goes on for the answer to a request
+                logger.warning("an event %r is dropped: the handlers of events are too slow", event.type)
+                return
             self._events.append(event)
             if self._event_came is not None and not self._event_came.done():
                 self._event_came.set_result(None)

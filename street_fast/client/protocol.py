@@ -40,6 +40,8 @@ _MOST_HINT_S: Final = 300.0
 """The longest time that a server can make a client wait."""
 _RENEW_AHEAD_S: Final = 60.0
 """Before the expiry of a token; a quarter of what is left of it, if that is less."""
+_RENEW_LEAST_S: Final = 1.0
+"""A token function that gives the same token again must not make this turn in circles."""
 _RENEW_AGAIN_S: Final = 10.0
 """After a renewal that failed, and where the clocks cannot be right."""
 _RETRY_HINT = re.compile(r"retry in (\d+(?:\.\d+)?) s$")
@@ -201,7 +203,7 @@ class ClientProtocol:
         hint = _RETRY_HINT.search(reason)
         if hint is not None:
             retry_after_s = float(hint[1])
-        return delay if retry_after_s is None else min(retry_after_s, _MOST_HINT_S)
+        return min(retry_after_s, _MOST_HINT_S) if retry_after_s else delay
 
     # --- what comes in ---
 
@@ -291,8 +293,8 @@ class ClientProtocol:
             self.member = session.member
         if session.expires_at is not None and callable(self._token):
             left = session.expires_at / 1000 - self._wall_clock()
-            # The floor: a token function that gives the same token again must not make this turn in circles.
-            delay_s = max(1.0, left - min(_RENEW_AHEAD_S, left / 4)) if left > 0 else _RENEW_AGAIN_S
+            ahead_s = min(_RENEW_AHEAD_S, left / 4)
+            delay_s = max(_RENEW_LEAST_S, left - ahead_s) if left > 0 else _RENEW_AGAIN_S
             self._renew_in(delay_s)
 
     def _renew_in(self, delay_s: float) -> None:
