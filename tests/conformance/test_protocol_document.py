@@ -61,7 +61,7 @@ def messages() -> list[Line]:
         elif language == "http":
             head, _, body = text.partition("\n\n")
             if body.strip():
-                direction = ">" if "/send?" in head else ""
+                direction = ">" if "/send?" in head else ""  # the others are no envelopes
                 found.append(Line(first + head.count("\n") + 2, "client", direction, body.strip()))
         elif not language and text.startswith("HTTP/"):
             for number, line in enumerate(text.splitlines(), first):

@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jwt
 
-from street_fast import HttpServer
-from street_fast.auth import JwtAuth
-from street_fast.backplanes import History
-from street_fast.realtime import Realtime
+from street_fast import History, JwtAuth, Realtime
+from street_fast.sse_peer import SsePeer
 from street_fast.testing import MemoryClient, memory_client
-from tests.conformance.test_protocol_document import Line, conversations
+from tests.conformance.test_protocol_document import Line, conversations, section
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 SECRET = "the secret of the examples, 32 bytes long"
-KEY = "KEY"
+API_KEY = "the key of the examples"
 NAMES = {"ada": "Ada"}  # who tells the others a name
 
 
@@ -138,12 +140,89 @@ class Play:
         assert self.bound.setdefault((kind, shown), got) == got, f"{where}: {shown} stood for another before"
 
 
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Play]:
+    realtime = Realtime(
+        auth=JwtAuth(SECRET, require_expiry=False), guests=False, history={"room:*": History()}, api_key=API_KEY
+    )
+    await realtime.serve(port=0)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            yield Play(realtime, stack)
+    finally:
+        await realtime.close()
+
+
 async def test_the_conversations():
-    realtime = Realtime(auth=JwtAuth(SECRET, require_expiry=False), guests=False, history={"room:*": History()})
-    realtime.attach(HttpServer())
-    await realtime.start()
-    async with contextlib.AsyncExitStack() as stack:
-        play = Play(realtime, stack)
+    async with running() as play:
         for conversation in conversations():
             await play.play(conversation)
-    await realtime.close()
+
+
+class Exchange(NamedTuple):
+    """A request of the document on its way: `head` is that of the answer."""
+
+    head: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @property
+    def status(self) -> int:
+        return int(self.head.split()[1])
+
+    async def body(self) -> bytes:
+        length = re.search(r"content-length: (\d+)", self.head, re.IGNORECASE)
+        body = await self.reader.readexactly(int(length[1]) if length else 0)
+        self.writer.close()
+        return body
+
+
+async def ask(port: int, text: str) -> Exchange:
+    """Send a request as it stands in the document, with the token and the key of this run."""
+    head, _, body = text.replace("TOKEN", token_of("ada")).replace("KEY", API_KEY).partition("\n\n")
+    if body:
+        head += f"\nContent-Length: {len(body.encode())}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body.encode())
+    return Exchange((await reader.readuntil(b"\r\n\r\n")).decode(), reader, writer)
+
+
+def texts(heading: str) -> list[str]:
+    """The blocks of a section of the document."""
+    return [block[1] for block in re.finditer(r"^```\w*\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)]
+
+
+async def test_the_event_stream():
+    get, answer, post = texts("Server-Sent Events")
+    head, _, events = answer.partition("\n\n")
+    async with running() as play:
+        stream = await ask(play.realtime.port, get)
+        for line in head.splitlines():
+            assert line.lower() in stream.head.lower()
+        for event in events.strip().split("\n\n"):
+            shown = dict(line.split(": ", 1) for line in event.splitlines())
+            message = json.loads(shown["data"])
+            if shown.get("") == "ping":
+                assert f"{event}\n\n".encode() == SsePeer.heartbeat
+                continue
+            if message["type"] == "message":
+                connection = re.search(r"connection=(\w+)", post)[1]
+                sent = await ask(play.realtime.port, post.replace(connection, play.bound["id", connection]))
+                assert (sent.status, await sent.body()) == (204, b"")
+            text = await asyncio.wait_for(stream.reader.readuntil(b"\n\n"), 10)
+            got = dict(line.split(": ", 1) for line in text.decode().strip().splitlines())
+            assert got.keys() == shown.keys()
+            play.compare(message, json.loads(got["data"]), message["type"])
+            if "id" in shown:
+                play.compare(shown["id"], got["id"], message["type"], "position")
+        stream.writer.close()
+
+
+async def test_the_api_for_other_programs():
+    blocks = texts("HTTP")
+    assert len(blocks) == 4
+    async with running() as play:
+        for request, answer in zip(blocks[::2], blocks[1::2], strict=True):
+            exchange = await ask(play.realtime.port, request)
+            assert exchange.status == 200
+            play.compare(json.loads(answer), json.loads(await exchange.body()), request.splitlines()[-1])
