@@ -59,7 +59,7 @@ T = TypeVar("T")
 AnyHandler = TypeVar("AnyHandler", bound="Callable[..., object]")
 
 _LIMITS: Final = Limits(message_bytes=4_194_304)
-"""A page of history is one message, and may be as long as ``Limits.history_bytes``."""
+"""A page of history is one message."""
 _UNREAD_EVENTS: Final = 1_000
 
 

@@ -255,10 +255,10 @@ class Link:
         self._ws = None
         if self._dropped is not None:
             code, reason = self._dropped
+        elif not reason:
+            reason = CloseCode(code).explanation if code in set(CloseCode) else f"closed with {code}"
         if not self._gone.done():
-            said = reason or (CloseCode(code).explanation if code in set(CloseCode) else "")
-            why = f"{self._target} closed the connection: {said or code}"
-            self._gone.set_result(_Loss(code, reason or said, CannotConnect(why)))
+            self._gone.set_result(_Loss(code, reason, CannotConnect(f"{self._target} did not let us in: {reason}")))
 
     def _too_late(self, what: str) -> _Loss:
         why = f"{self._target} {what} within {self._open_timeout_s:g} s"

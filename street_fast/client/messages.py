@@ -151,7 +151,7 @@ class Welcome(Session, rename="camel"):
         messages_burst: float = 1
 
     id: str = ""
-    heartbeat_ms: float = 25_000
+    heartbeat_ms: float | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
 
 

@@ -44,6 +44,12 @@ _RENEW_LEAST_S: Final = 1.0
 """A token function that gives the same token again must not make this turn in circles."""
 _RENEW_AGAIN_S: Final = 10.0
 """After a renewal that failed, and where the clocks cannot be right."""
+_CODES_OF_A_FAILED_LOGIN: Final = {
+    "unauthorized": CloseCode.UNAUTHORIZED,
+    "forbidden": CloseCode.POLICY_VIOLATION,
+    "bad_request": CloseCode.POLICY_VIOLATION,
+}
+"""Any other may pass."""
 _RETRY_HINT = re.compile(r"retry in (\d+(?:\.\d+)?) s$")
 _NULL = msgspec.Raw(b"null")
 
@@ -258,7 +264,8 @@ class ClientProtocol:
         limits = welcome.limits
         self.requests.message_bytes = limits.message_bytes
         self.requests.pacing.begin(limits.messages_per_second, limits.messages_burst, limits.channels)
-        self._look_for_silence(welcome.heartbeat_ms / 1000 + _SILENCE_GRACE_S)
+        if welcome.heartbeat_ms is not None:
+            self._look_for_silence(welcome.heartbeat_ms / 1000 + _SILENCE_GRACE_S)
         if self._login is None:
             self._begin()
 
@@ -283,10 +290,8 @@ class ClientProtocol:
             if self._welcomed:
                 self._begin()
         elif isinstance(error, RealtimeError) and self._connected:
-            refused = error.code == "unauthorized"
-            self._driver.drop(
-                CloseCode.UNAUTHORIZED if refused else CloseCode.ABNORMAL, f"the login failed: {error.message}"
-            )
+            code = _CODES_OF_A_FAILED_LOGIN.get(error.code, CloseCode.ABNORMAL)
+            self._driver.drop(code, f"the login failed: {error.message}")
 
     def _learn(self, session: Session) -> None:
         if session.member is not None:

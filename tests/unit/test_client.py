@@ -208,8 +208,8 @@ async def test_a_server_that_does_not_welcome(server: FakeRealtime) -> None:
 @pytest.mark.parametrize(
     ("code", "reason", "sentence"),
     [
-        (1013, "over capacity, retry in 3.4 s", "closed the connection: over capacity, retry in 3.4 s"),
-        (1011, "", "closed the connection: internal error"),
+        (1013, "over capacity, retry in 3.4 s", "did not let us in: over capacity, retry in 3.4 s"),
+        (1011, "", "did not let us in: internal error"),
         (4001, "who are you?", "who are you? (unauthorized)"),
     ],
 )
@@ -314,6 +314,13 @@ async def test_a_token_that_is_refused(server: FakeRealtime) -> None:
     assert isinstance(error, RealtimeError)
     assert (error.code, error.message) == ("unauthorized", "the token has expired")
     assert len(server.peers) == 1
+
+
+async def test_a_server_that_takes_no_tokens(server: FakeRealtime) -> None:
+    opening = asyncio.ensure_future(refused(server.url, token="one"))
+    peer = await server.connection()
+    peer.refuse(await peer.expect("auth"), "bad_request", "this server takes no tokens")
+    assert str(await opening) == f"{server.url} did not let us in: the login failed: this server takes no tokens"
 
 
 async def test_a_second_token_may_be_better(server: FakeRealtime) -> None:

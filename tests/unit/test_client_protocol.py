@@ -210,7 +210,9 @@ def test_a_login_may_be_answered_before_the_welcome() -> None:
     assert world.states == ["open"]
 
 
-@pytest.mark.parametrize(("code", "close_code"), [("unauthorized", 4001), ("unavailable", 1006)])
+@pytest.mark.parametrize(
+    ("code", "close_code"), [("unauthorized", 4001), ("unavailable", 1006), ("bad_request", 1008)]
+)
 def test_a_login_that_fails_ends_the_connection(code: str, close_code: int) -> None:
     world = World(token="secret")
     world.protocol.opened("secret")
@@ -339,6 +341,14 @@ def test_a_silent_server_is_gone_after_its_heartbeat_and_ten_seconds() -> None:
     assert world.dropped == []
     world.advance(0.2)
     assert world.dropped == [(1006, "nothing came from the server for 30 s")]
+
+
+def test_a_server_without_a_heartbeat_may_be_silent() -> None:
+    world = World()
+    world.protocol.opened(None)
+    world.receive("welcome", data={"id": "c", "heartbeatMs": None, "limits": {}})
+    world.advance(10_000)
+    assert (world.protocol.state, world.dropped) == ("open", [])
 
 
 def test_silence_that_we_asked_for_does_not_count() -> None:
