@@ -81,14 +81,15 @@ def _begin(realtime: Realtime, item: bytes) -> Callable[[], Awaitable[dict[str, 
         raise Refused("bad_request", "data is needed; it may be null")
     if len(bytes(asked.data)) > realtime.limits.event_bytes:
         raise Refused("limit_exceeded", f"data may have {realtime.limits.event_bytes} bytes")
-    channel = f"user:{asked.user}" if asked.channel is None else asked.channel
+    data = msgspec.Raw(bytes(asked.data))
     try:
-        published = realtime.publish(channel, msgspec.Raw(bytes(asked.data)), key=asked.key)
+        if asked.channel is not None:
+            return functools.partial(_published, realtime.publish(asked.channel, data, key=asked.key))
+        return functools.partial(_published, realtime.notify(asked.user, data, key=asked.key))
     except LimitExceeded as error:
         raise Refused("limit_exceeded", str(error)) from None
     except ValueError as error:
         raise Refused("bad_request", str(error)) from None
-    return functools.partial(_published, channel, published)
 
 
 def _check_key(realtime: Realtime, request: Request) -> None:
@@ -108,7 +109,7 @@ def _check_key(realtime: Realtime, request: Request) -> None:
         raise Refused("unauthorized", what, headers=BEARER)
 
 
-async def _published(channel: str, published: Awaitable[Receipt]) -> dict[str, Any]:
+async def _published(published: Awaitable[Receipt]) -> dict[str, Any]:
     """The answer to a publish."""
     try:
         ts, position, duplicate = await published
@@ -116,7 +117,7 @@ async def _published(channel: str, published: Awaitable[Receipt]) -> dict[str, A
         raise Refused("unavailable", "it was not published; try again later") from None
     except Exception as error:
         if not isinstance(error, OutcomeUnknown):
-            logger.exception("publishing to channel %r failed", channel)
+            logger.exception("a publish over HTTP failed")
         text = "it may have been published or not; to try again use the same key"
         raise Refused("unknown", text) from None
     answer: dict[str, Any] = {"ts": ts}

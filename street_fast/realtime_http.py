@@ -140,8 +140,8 @@ class RealtimeHttp:
             raise Refused("unauthorized", "a token is needed", headers=BEARER)
         if request.method == "HEAD":
             return SseStream(headers=cors)
-        single = channels[0] if len(channels) == 1 else None
-        peer = SsePeer(self._rates, self._time, single=single, headers=cors, limits=self._limits)
+        positions = positions_of(request, channels)
+        peer = SsePeer(self._rates, self._time, positions=positions, headers=cors, limits=self._limits)
         try:
             session = peer.session = self._realtime.open(peer, member, self._limits.sse_ping_interval_s)
         except ValueError as error:
@@ -152,7 +152,7 @@ class RealtimeHttp:
         self._realtime.server.other_connections += 1
         peer.add_close_callback(self._ended)
         try:
-            await self._subscribe(peer, session, positions_of(request, channels))
+            await self._subscribe(peer, session, positions)
         except BaseException:
             peer.abort()
             raise

@@ -38,8 +38,8 @@ _UNKNOWN = str(Position.start_of("-"))  # for what is no position: no history ha
 class SsePeer(SseStream):
     """The connection of a client that has an event stream.
 
-    `single` is the channel that the client has named in its request, if it is one: as long as it has no other, its
-    position alone is the id.
+    `positions` are the channels that the client has named in its request, and where it is in each. If it is one, its
+    position alone is the id, as long as the client has no other.
     """
 
     heartbeat = b': ping\ndata: {"type":"ping"}\n\n'
@@ -54,15 +54,21 @@ class SsePeer(SseStream):
         rates: Rates,
         time: Callable[[], float],
         *,
-        single: str | None,
+        positions: dict[str, str | None],
         headers: Iterable[tuple[str, str]],
         limits: Limits,
     ) -> None:
         super().__init__(headers=headers, limits=limits)
         self._rates = rates
         self._time = time
-        self._single = single
-        self._ids: dict[str, bytes] = {}  # what the id says of each channel; that which moved last is last
+        self._single = next(iter(positions)) if len(positions) == 1 else None
+        # What the id says of each channel; that which moved last is last. What the client has come with stands until
+        # its channel is subscribed to, or the first event would make it forget that of all others.
+        self._ids = {
+            channel: _noted(channel, position)
+            for channel, position in positions.items()
+            if position is not None and position != _UNKNOWN
+        }
         self.opening: Opening | None = None
         self.rate = Rate(rates)
         self.inbox: deque[Callable[[], Any]] = deque()
@@ -77,10 +83,9 @@ class SsePeer(SseStream):
             self.push(message.event, droppable)
             return
         ids = self._ids
-        before = ids.pop(channel, None)
-        if before is None:
+        if ids.pop(channel, None) is None and ids and not (self.inbox or self.worker):
             ids = self._forget_left()
-        ids[channel] = b"%b=%b" % (_quoted(channel), position.encode())
+        ids[channel] = _noted(channel, position)
         if len(ids) == 1 and channel == self._single:
             self.push(message.event, droppable)
         else:
@@ -107,9 +112,8 @@ class SsePeer(SseStream):
 
     def _forget_left(self) -> dict[str, bytes]:
         """Drops what was noted of channels that the client has left, before there is one more."""
-        if self._ids:
-            here = set(self.session.subscriptions)
-            self._ids = {channel: noted for channel, noted in self._ids.items() if channel in here}
+        here = set(self.session.subscriptions)
+        self._ids = {channel: noted for channel, noted in self._ids.items() if channel in here}
         return self._ids
 
     def _state_of(self, ids: dict[str, bytes]) -> bytes:
@@ -117,6 +121,10 @@ class SsePeer(SseStream):
         while len(state) > _ID_BYTES:
             state = state.partition(b";")[2]
         return state
+
+
+def _noted(channel: str, position: str) -> bytes:
+    return b"%b=%b" % (_quoted(channel), position.encode())
 
 
 @functools.lru_cache(maxsize=1_024)

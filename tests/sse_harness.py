@@ -1,10 +1,21 @@
-"""An EventSource as the HTML standard (WHATWG) writes it down, section 9.2.6, to judge streams with; for any chunks."""
+"""An EventSource as the HTML standard (WHATWG) writes it down, section 9.2.6, to judge streams with; for any chunks.
+
+`StreamClient` is one that reads a stream of a Realtime, and `ask` makes the requests for its handlers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import json
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from street_fast.request import Request
+from tests.http_harness import Wire, settle
+
+if TYPE_CHECKING:
+    from street_fast._core import LoopContext
+    from street_fast.sse import SseStream
 
 
 class Event(NamedTuple):
@@ -82,3 +93,42 @@ def split(wire: bytes) -> tuple[str, EventSource]:
     head, separator, body = wire.partition(b"\r\n\r\n")
     assert separator, wire
     return head.decode("latin-1"), EventSource().feed(body)
+
+
+class StreamClient:
+    """The client of a stream that is on a `Wire`, under the clock of a `World`."""
+
+    def __init__(self, stream: SseStream, context: LoopContext) -> None:
+        self.stream = stream
+        self.wire = Wire(asyncio.get_running_loop())
+        stream.start(self.wire, stream.head(), context)
+        self._seen = 0
+
+    @property
+    def source(self) -> EventSource:
+        return split(self.wire.taken)[1]
+
+    async def take(self) -> list[Any]:
+        """The envelopes that have come since the last time."""
+        await settle()
+        await settle()
+        events = self.source.events
+        new, self._seen = events[self._seen :], len(events)
+        return [event.json for event in new]
+
+    async def take_type(self, type_: str) -> list[Any]:
+        return [envelope for envelope in await self.take() if envelope["type"] == type_]
+
+    @property
+    def last_event_id(self) -> str:
+        return self.source.last_event_id
+
+    async def leave(self) -> None:
+        self.wire.abort()
+        await settle()
+
+
+def ask(method: str, target: str, *headers: tuple[str, str], body: bytes | str = b"") -> Request:
+    """A request as a handler gets it."""
+    pairs = [(b"Host", b"h"), *((name.encode(), value.encode("latin-1")) for name, value in headers)]
+    return Request.from_pairs(method, target, pairs, body=body if isinstance(body, bytes) else body.encode())
