@@ -59,8 +59,6 @@ class HistoryRules:
 
     def of(self, channel: str) -> History | None:
         """What the channel keeps."""
-        if not self.any:
-            return None
         found = self._found
         if channel in found:
             return found[channel]
@@ -86,6 +84,7 @@ class Exchange:
         self.hub = hub
         self.backplane = backplane
         self.history_of = rules.of
+        self.keeps_history = rules.any
         self.delivered = 0
         """Publications that came from the backplane."""
         self._most_missed = most_missed

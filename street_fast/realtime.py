@@ -490,7 +490,8 @@ class Realtime:
         if not cost_s:
             return True
         now = self._clock()
-        full_at = max(self._full_at.get(channel, now), now) + cost_s
+        full_at = self._full_at.get(channel, now)
+        full_at = (now if full_at < now else full_at) + cost_s
         if full_at - now > self._rate_span_s:
             self._rate_limited += 1
             return False

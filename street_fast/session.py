@@ -243,7 +243,8 @@ class Session:
         ts = realtime.clock_ms()
         payload = publication_payload(channel, data, ts, member.id)
         try:
-            published = exchange.backplane.publish(channel, payload, history=exchange.history_of(channel), key=key)
+            history = exchange.history_of(channel) if exchange.keeps_history else None
+            published = exchange.backplane.publish(channel, payload, history=history, key=key)
         except STOPPING:
             raise
         except BaseException as error:
