@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
+
+from street_fast import connect as connect_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,6 +34,10 @@ class Client:
 
     async def send(self, kind: str, **data: object) -> None:
         await self.connection.send(json.dumps({"type": kind, "data": data}))
+
+    async def ask(self, kind: str, **fields: object) -> None:
+        """A message of Realtime, with an id."""
+        await self.connection.send(json.dumps({"type": kind, "id": 1, **fields}))
 
     async def receive(self) -> dict[str, Any]:
         """The next event, without its time stamp."""
@@ -118,6 +128,14 @@ async def http(example, path: str, body: object = None) -> Any:
     return await asyncio.to_thread(fetch)
 
 
+async def post(example, path: str, body: bytes) -> str:
+    def fetch() -> str:
+        with urllib.request.urlopen(f"{example.url}{path}", body, timeout=10) as response:
+            return response.read().decode()
+
+    return await asyncio.to_thread(fetch)
+
+
 @running("fastapi_chat.py")
 async def test_fastapi_chat(example):
     assert await http(example, "members") == {"members": []}
@@ -150,6 +168,56 @@ async def test_sse_ticker(example):
     writer.close()
 
 
+@running("notifications.py")
+async def test_notifications(example):
+    assert await http(example, "orders/ada", {}) == {"order": 1}  # she is not there yet
+    tokens = {name: await post(example, "login", name.encode()) for name in ("ada", "ben")}
+    with pytest.raises(HTTPError, match="400"):
+        await post(example, "login", b"a\nb")
+    async with client(example, "/realtime") as nobody:
+        assert (await nobody.receive())["type"] == "welcome"
+        await nobody.ask("subscribe", channel="user:ada")
+        assert (await nobody.receive())["data"]["code"] == "unauthorized"
+    async with client(example, f"/realtime?token={tokens['ben']}") as ben:
+        assert (await ben.receive())["type"] == "welcome"
+        for kind in ("subscribe", "history", "publish"):
+            await ben.ask(kind, channel="user:ada", data={})
+            assert (await ben.receive())["data"]["code"] == "forbidden"
+    async with client(example, f"/realtime?token={tokens['ada']}") as ada:
+        assert (await ada.receive())["data"]["member"] == {"id": "ada"}
+        await ada.ask("subscribe", channel="user:ada")
+        assert (await ada.receive())["type"] == "reply"
+        await ada.ask("history", channel="user:ada")
+        assert [message["data"]["order"] for message in (await ada.receive())["data"]["messages"]] == [1]
+        assert await http(example, "orders/ada", {}) == {"order": 2}
+        assert (await ada.receive())["data"] == {"order": 2, "text": "your order has left"}
+    with pytest.raises(HTTPError, match="401"):
+        await http(example, "realtime/publish", {"user": "ada", "data": 1})
+
+
+async def test_bot(start):
+    server = await start("examples/react_chat/app.py")
+    url = f"ws://127.0.0.1:{server.port}/realtime"
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "PYTHONUNBUFFERED": "1"}
+    bot = await asyncio.create_subprocess_exec(
+        sys.executable, EXAMPLES / "bot.py", url, "room:1", env=environment, stdout=subprocess.PIPE
+    )
+    try:
+        assert await asyncio.wait_for(bot.stdout.readline(), 20) == b"in room:1\n"
+        async with connect_client(url) as ada:
+            said = await ada.subscribe("room:1")
+            await ada.publish("room:1", {"name": "ada", "text": "!who"})
+            answers = [(await asyncio.wait_for(anext(said), 10)).data for _ in range(2)]
+            assert answers[1] == {"name": "bot", "text": "2 here, and I am one of them"}
+            await ada.publish("room:1", {"no": "line"})
+            await ada.publish("room:1", {"name": "ada", "text": "!time"})
+            answers = [(await asyncio.wait_for(anext(said), 10)).data for _ in range(3)]
+            assert answers[2]["name"] == "bot"
+    finally:
+        bot.terminate()
+        await bot.communicate()
+
+
 def test_every_example_is_run_here():
     tests = Path(__file__).read_text()
-    assert [path.name for path in EXAMPLES.glob("*.py") if f'running("{path.name}")' not in tests] == []
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in tests] == []

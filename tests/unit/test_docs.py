@@ -22,16 +22,20 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 import street_fast
-from street_fast import CloseCode, HttpServer, Limits, StreetWebSocketServer
+from street_fast import CloseCode, HttpServer, Limits, Realtime, RealtimeError, StreetWebSocketServer
+from street_fast import connect as connect_client
 from street_fast.messages import UNSET
-from street_fast.realtime import Realtime
 from street_fast.testing import memory_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "clients/*/README.md")
+    for path in ROOT.glob(pattern)
+)
 
 
 def python_blocks(document: str) -> list[tuple[int, str]]:
@@ -61,8 +65,8 @@ def run_blocks(monkeypatch):
         await listen(self, host, 0, **options)
 
     monkeypatch.setattr(HttpServer, "listen", listen_anywhere)
-    monkeypatch.setattr(StreetWebSocketServer, "run", lambda self, *arguments, **_: started.append((self, *arguments)))
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self: started.append((self,)))
+    for kind in (StreetWebSocketServer, Realtime, uvicorn.Server):
+        monkeypatch.setattr(kind, "run", lambda *arguments, **_: started.append(arguments))
 
     async def run(document, names):
         for line, code in python_blocks(document):
@@ -83,10 +87,17 @@ async def test_the_guide_runs(run_blocks):
         await provoke(handler)
 
 
-async def test_the_example_of_the_readme_is_a_chat(run_blocks):
+async def test_the_examples_of_the_readme_are_chats(run_blocks):
     names = {"__name__": "readme", "config": HttpServer()}
-    [(server, handler)] = await run_blocks("README.md", names)
+    [(realtime,), (server, handler)] = await run_blocks("README.md", names)
     assert server is names["server"]
+    await realtime.serve(port=0)
+    async with connect_client(f"ws://127.0.0.1:{realtime.port}/realtime") as ada:
+        await ada.publish("room:general", "hello")
+        assert [message.data for message in (await ada.history("room:general")).messages] == ["hello"]
+        with pytest.raises(RealtimeError, match="forbidden"):
+            await ada.publish("elsewhere", "hello")
+    await realtime.close()
     server = StreetWebSocketServer()
     await server.serve(handler, port=0)
     url = f"ws://127.0.0.1:{server.port}/"
