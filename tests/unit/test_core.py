@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,7 @@ def test_another_value_is_an_error() -> None:
 def test_an_extension_that_is_broken_is_no_reason_to_run_pure(tmp_path: Path) -> None:
     """Only an installation without any of them is pure; half of them, or one that does not load, is an error."""
     package = tmp_path / "street_fast"
-    package.mkdir()
-    for source in (ROOT / "street_fast").glob("*.py"):
-        (package / source.name).write_bytes(source.read_bytes())
+    shutil.copytree(ROOT / "street_fast", package, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     assert report(tmp_path).stdout.split()[0] == "False"
     (package / "_connection.py").write_text("raise ImportError('not for this system')\n")
     assert "there in part only, _frames, _wheel missing" in report(tmp_path).stderr
