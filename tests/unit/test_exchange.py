@@ -1,0 +1,277 @@
+"""Between hub and backplane: which channels keep history, who hears what, and what is told when something is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from street_fast.backplanes import History, Position, Publication, Unavailable
+from street_fast.backplanes.memory import MemoryBackplane
+from street_fast.errors import ConfigurationError
+from street_fast.exchange import HistoryRules
+from tests.realtime_harness import world_fixture
+
+make = pytest.fixture(world_fixture)
+
+
+class TestHistoryRules:
+    SHORT, LONG = History(size=1), History(size=1_000)
+
+    def of(self, rules, *channels):
+        found = HistoryRules(rules)
+        twice = [[found.of(channel) for channel in channels] for _ in range(2)]
+        assert twice[0] == twice[1]
+        return twice[0]
+
+    def test_names_and_patterns(self):
+        rules = {"lobby": self.SHORT, "room:*": self.LONG, "a?c": self.SHORT, "[xy]": self.SHORT}
+        assert self.of(rules, "lobby", "lobby2", "Lobby", "room:", "room:a\u2028b", "a.c", "ac", "x", "z") == [
+            self.SHORT,
+            None,
+            None,
+            self.LONG,
+            self.LONG,
+            self.SHORT,
+            None,
+            self.SHORT,
+            None,
+        ]
+
+    def test_the_first_that_matches_counts(self):
+        rules = {"room:secret": None, "room:*": self.LONG, "*": self.SHORT}
+        assert self.of(rules, "room:secret", "room:x", "x") == [None, self.LONG, self.SHORT]
+
+    @pytest.mark.parametrize("rules", [None, {}, {"*": None}])
+    def test_none(self, rules):
+        assert self.of(rules, "room") == [None]
+        assert HistoryRules(rules).any is False
+
+    def test_names_are_not_remembered_for_ever(self):
+        rules = HistoryRules({"room:*": self.LONG})
+        for number in range(30_000):
+            rules.of(f"room:{number}")
+        assert len(rules._found) <= 10_000
+        assert rules.of("room:5") is self.LONG
+
+    @pytest.mark.parametrize("rules", [[], "x", {"a": 5}, {"": None}, {None: None}])
+    def test_what_is_none(self, rules):
+        with pytest.raises(ConfigurationError, match="history"):
+            HistoryRules(rules)
+
+
+class Noted(MemoryBackplane):
+    """A MemoryBackplane that notes what it is told, and can be asked to fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+        self.error = None
+        self.pending = None
+
+    def subscribe(self, channel):
+        self.told.append(("subscribe", channel))
+        super().subscribe(channel)
+        if self.error is not None:
+            raise self.error
+        return self.pending
+
+    def unsubscribe(self, channel):
+        self.told.append(("unsubscribe", channel))
+        super().unsubscribe(channel)
+
+    def join(self, channel, member_id, info):
+        self.told.append(("join", channel, member_id, info))
+
+    def leave(self, channel, member_id):
+        self.told.append(("leave", channel, member_id))
+
+
+class TestInterest:
+    async def test_a_channel_is_heard_while_somebody_is_in_it(self, make):
+        backplane = Noted()
+        world = await make(backplane=backplane)
+        ada, ben = world.client("ada"), world.client("ben")
+        for client in (ada, ben):
+            await client.say("subscribe", channel="room")
+        await world.client("ada").say("subscribe", channel="room")
+        await ada.say("unsubscribe", channel="room")
+        ben.simulate_close()
+        assert backplane.told == [
+            ("subscribe", "room"),
+            ("join", "room", "ada", None),
+            ("join", "room", "ben", None),
+            ("leave", "room", "ben"),
+        ]
+        backplane.told.clear()
+        world.everybody_leaves()
+        assert backplane.told == [("leave", "room", "ada"), ("unsubscribe", "room")]
+
+    async def test_the_reply_waits_until_the_channel_is_heard(self, make):
+        backplane = Noted()
+        world = await make(backplane=backplane)
+        ada, ben = world.client("ada"), world.client("ben")
+        backplane.pending = asyncio.get_running_loop().create_future()
+        tasks = [asyncio.ensure_future(client.say("subscribe", channel="room", id=1)) for client in (ada, ben)]
+        await world.settle()
+        assert ada.take() + ben.take() == []
+        assert backplane.told.count(("subscribe", "room")) == 1
+        backplane.pending.set_result(None)
+        await asyncio.gather(*tasks)
+        assert [message["type"] for message in ada.take() + ben.take()] == ["reply", "reply"]
+
+    async def test_a_subscriber_that_gives_up_waiting_is_not_missed(self, make):
+        backplane = Noted()
+        world = await make(backplane=backplane)
+        ada, ben = world.client("ada"), world.client("ben")
+        backplane.pending = asyncio.get_running_loop().create_future()
+        tasks = [asyncio.ensure_future(client.say("subscribe", channel="room", id=1)) for client in (ada, ben)]
+        await world.settle()
+        ada.simulate_close()
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        backplane.pending.set_result(None)
+        await tasks[1]
+        assert [message["type"] for message in ben.take()] == ["reply"]
+
+    @pytest.mark.parametrize("later", [False, True])
+    @pytest.mark.parametrize("error", [Unavailable("down"), OSError("broken")])
+    async def test_this_node_is_heard_all_the_same(self, make, caplog, error, later):
+        backplane = Noted()
+        world = await make(backplane=backplane)
+        if later:
+            backplane.pending = asyncio.get_running_loop().create_future()
+            backplane.pending.set_exception(error)
+        else:
+            backplane.error = error
+        ada = world.client("ada")
+        await ada.done("subscribe", channel="room")
+        await ada.say("publish", channel="room", data=1)
+        assert [message["data"] for message in ada.take_type("message")] == [1]
+        assert bool(caplog.records) is isinstance(error, OSError)
+
+
+class TestDeliver:
+    async def test_all_but_the_one_to_skip(self, make):
+        world = await make()
+        clients = [world.client("ada"), world.client("ben")]
+        for client in clients:
+            await client.say("subscribe", channel="room")
+        world.realtime.exchange.deliver("room", Publication(b'{"type":"message","data":1', None, clients[0].id))
+        world.realtime.exchange.deliver("room", Publication(b'{"type":"message","data":2', None, "nobody"))
+        assert [message["data"] for message in clients[0].take_type("message")] == [2]
+        assert [message["data"] for message in clients[1].take_type("message")] == [1, 2]
+
+    async def test_written_once_for_all(self, make):
+        world = await make(history={"*": History()})
+        jsons = []
+        for number in range(3):
+            client = world.client(f"m{number}")
+            await client.say("subscribe", channel="room")
+            client.on_deliver = lambda message: jsons.append(message.json)
+        world.realtime.publish("room", 1)
+        assert len(jsons) == 3
+        assert len(set(map(id, jsons))) == 1
+
+    async def test_what_a_subscriber_publishes_while_it_is_delivered_comes_after(self, make):
+        world = await make(history={"*": History()})
+        clients = [world.client(f"m{number}") for number in range(3)]
+        for client in clients:
+            await client.say("subscribe", channel="room")
+        once = [2]
+        clients[1].on_deliver = lambda message: once and world.realtime.publish("room", once.pop())
+        world.realtime.publish("room", 1)
+        for client in clients:
+            assert [message["data"] for message in client.take_type("message")] == [1, 2]
+
+
+class TestLost:
+    async def test_subscribers_are_told(self, make):
+        world = await make(history={"kept": History()})
+        ada = world.client("ada")
+        for channel in ("kept", "room"):
+            await ada.say("subscribe", channel=channel)
+        position = (await world.realtime.publish("kept", 1)).position
+        ada.take()
+        world.realtime.exchange.lost("kept")
+        assert ada.take() == [{"type": "gap", "channel": "kept", "data": {"position": str(position)}}]
+        world.realtime.exchange.lost(None)
+        assert {message["channel"]: message["data"] for message in ada.take()} == {
+            "kept": {"position": str(position)},
+            "room": {},
+        }
+        world.realtime.exchange.lost("elsewhere")
+        assert ada.take() == []
+
+    @pytest.mark.parametrize("fails", [False, True])
+    @pytest.mark.parametrize("later", [False, True])
+    async def test_the_history_is_slow_or_away(self, make, later, fails):
+        class Away(MemoryBackplane):
+            away = False
+
+            def read(self, *arguments, **options):
+                if not self.away:
+                    return super().read(*arguments, **options)
+                if not later:
+                    raise Unavailable("down")
+                return self.read_later(*arguments, **options)
+
+            async def read_later(self, *arguments, **options):
+                await asyncio.sleep(0)
+                if fails:
+                    raise Unavailable("down")
+                return super().read(*arguments, **options)
+
+        world = await make(history={"*": History()}, backplane=Away())
+        ada = world.client("ada")
+        await ada.say("subscribe", channel="room")
+        position = str((await world.realtime.publish("room", 1)).position)
+        ada.take()
+        world.realtime.exchange.backplane.away = True
+        world.realtime.exchange.lost("room")
+        await world.settle()
+        told = {"position": position} if later and not fails else {}
+        assert ada.take() == [{"type": "gap", "channel": "room", "data": told}]
+
+
+class TestMembersElsewhere:
+    async def test_they_are_present(self, make):
+        world = await make()
+        ada = world.client("ada")
+        await ada.say("subscribe", channel="room")
+        world.advance(1)
+        exchange = world.realtime.exchange
+        exchange.members_changed("room", [("ben", b'{"name":"Ben"}'), ("ada", None)], [])
+        exchange.members_changed("elsewhere", [("cem", None)], [])
+        world.advance(1)
+        assert [message["data"] for message in ada.take()] == [
+            {"joined": [{"memberId": "ben", "info": {"name": "Ben"}}], "left": [], "memberCount": 2}
+        ]
+        assert world.realtime.presence("elsewhere") == []
+        other = world.client("ada")
+        await other.say("subscribe", channel="room")
+        await ada.say("unsubscribe", channel="room")
+        await ada.say("subscribe", channel="room")
+        exchange.members_changed("room", [], ["ben", "nobody"])
+        world.advance(1)
+        (event,) = [message["data"] for message in ada.take()]
+        assert (event["left"], event["memberCount"]) == ([{"memberId": "ben"}], 1)
+
+    async def test_they_are_forgotten_with_the_channel(self, make):
+        world = await make()
+        ada = world.client("ada")
+        await ada.say("subscribe", channel="room")
+        world.realtime.exchange.members_changed("room", [("ben", None), ("ada", None)], [])
+        await ada.say("unsubscribe", channel="room")
+        assert world.realtime.presence("room") == []
+
+
+async def test_positions_that_differ_by_more_than_one_are_not_ours_to_judge(make):
+    """A live subscriber gets what the backplane delivers: it has promised that nothing is missing."""
+    world = await make(history={"*": History()})
+    ada = world.client("ada")
+    await ada.say("subscribe", channel="room")
+    ada.take()
+    for offset in (5, 9):
+        world.realtime.exchange.deliver("room", Publication(b'{"type":"message"', Position("e", offset, "t")))
+    assert [message["position"] for message in ada.take_type("message")] == ["e:5:t", "e:9:t"]
