@@ -22,6 +22,8 @@ const FIRST_PING_MS = 1_000;
  */
 export function createRealtime(url: string, options: RealtimeOptions = {}): Realtime {
   let member: Member | undefined;
+  /** The welcome names a guest, and the answer to the login whom it really is. */
+  let loggingIn = false;
   let latency: number | undefined;
   let pingTimer: ReturnType<typeof setTimeout> | undefined;
 
@@ -35,7 +37,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     if (channels.isLive(channel)) emit("typing", { typing }, channel);
   });
   const channels = createChannels(requests, outbox, events, () => member?.id, failed, typing.forget);
-  const login = createLogin(options.token, requests, (me) => (member = me ?? member), failed);
+  const login = createLogin(options.token, requests, (me) => (member = me), failed);
 
   const emit = (type: string, data?: unknown, channel?: string) =>
     outbox.tryNow(JSON.stringify({ type, channel, data }));
@@ -47,7 +49,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
   };
 
   const welcomed = (welcome: Welcome) => {
-    member = welcome.member ?? member;
+    if (!loggingIn) member = welcome.member;
     outbox.learn(welcome.limits);
     login.expires(welcome.expiresAt, link.isSse()); // where the token was in the address
     const measure = () => {
@@ -87,6 +89,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     mayRetryToken: login.mayRetry,
     opened(send, token) {
       outbox.open(send);
+      loggingIn = token !== undefined;
       if (token) login.send(token);
       channels.opened();
       requests.opened();

@@ -69,8 +69,7 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     hooks.state({ type: "state", state, ...why });
   };
 
-  const start = () => {
-    if (running || state === "closed") return;
+  const begin = () => {
     running = true;
     listen(onSign, true);
     void attempt();
@@ -201,14 +200,16 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   };
 
   return {
-    start,
+    start(): void {
+      if (!running && state !== "closed") begin();
+    },
+
     close,
 
     restart(): void {
       stop();
       backoff.reset();
-      state = "connecting";
-      start();
+      begin();
     },
 
     state: () => state,

@@ -130,7 +130,7 @@ export type Off = () => void;
 
 export interface Realtime {
   readonly state: ConnectionState;
-  /** Known from the welcome or the login on. */
+  /** Whom the server takes this client for: from the welcome on, or with a token from the login on. */
   readonly member: Member | undefined;
   /** Round trip to the server in milliseconds, from the last ping. */
   readonly latency: number | undefined;

@@ -199,6 +199,14 @@ test("reconnect drops the connection and connects at once", () => {
   expect(states.map(({ state }) => state)).toEqual(["reconnecting", "open"]);
 });
 
+test("reconnect after the end is told, also where it was never open", () => {
+  const rt = start();
+  rt.close();
+  const states = record(rt, "state");
+  rt.reconnect();
+  expect(states).toEqual([{ type: "state", state: "connecting" }]);
+});
+
 test("reconnect while waiting does not wait, and leaves no second attempt behind", async () => {
   const { rt, socket } = connected();
   socket.lose();

@@ -20,11 +20,18 @@ test("the token is the first message, before the subscriptions, and not in the a
   expect(tokens(socket)).toEqual(["secret"]);
 });
 
-test("the member is known from the welcome, and from the login", () => {
-  const { rt, socket } = connected({ token: "t" });
-  expect(rt.member).toEqual({ id: "me" });
-  socket.reply("auth", { member: { id: "ada", info: { name: "Ada" } } });
-  expect(rt.member).toEqual({ id: "ada", info: { name: "Ada" } });
+test("the member is that of the welcome, or with a token that of the login", async () => {
+  expect(connected().rt.member).toEqual({ id: "me" });
+  const ada = { id: "ada", info: { name: "Ada" } };
+  const token = vi.fn().mockReturnValueOnce("t1").mockReturnValueOnce("t2").mockReturnValue(null);
+  const { rt, socket } = connected({ token });
+  expect(rt.member).toBeUndefined(); // the welcome was a guest's
+  socket.reply("auth", { member: ada }).lose();
+  const next = await comeBack();
+  expect(rt.member).toEqual(ada); // still, until the server says otherwise
+  next.reply("auth", { member: ada }).lose();
+  await comeBack();
+  expect(rt.member).toEqual({ id: "me" }); // logged out
 });
 
 test.each([undefined, "", () => null, () => undefined, async () => ""])("no token: a guest (%s)", async (token) => {
