@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import platform
+import shutil
+import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +16,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-LIBRARIES = ("street_fast", "uvloop", "picows", "aiofastnet", "aiohttp", "websockets", "orjson", "msgspec")
+LIBRARIES = (
+    "street_fast",
+    "uvloop",
+    "picows",
+    "aiofastnet",
+    "aiohttp",
+    "websockets",
+    "python-socketio",
+    "orjson",
+    "msgspec",
+)
+NODE_LIBRARIES = ("socket.io", "ws", "bufferutil")
+NODE_LOCK = Path(__file__).parent / "peers" / "socketio_node" / "package-lock.json"
 
 now_s = time.monotonic
 
@@ -32,6 +47,12 @@ def facts() -> dict[str, str]:
             found[library] = version(library)
         except PackageNotFoundError:
             continue
+    if shutil.which("node"):
+        packages = json.loads(NODE_LOCK.read_text())["packages"]
+        found["Node.js"] = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout[
+            1:-1
+        ]
+        found |= {name: packages[f"node_modules/{name}"]["version"] for name in NODE_LIBRARIES}
     return found
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from servers import MESSAGE_BYTES, REALTIME
+
 FULL = ("floor", "street_fast", "hub", "socket", "picows", "aiohttp", "websockets", "pure")
 NO_HUB = tuple(name for name in FULL if name != "hub")
+SOCKETIO = ("socketio", "socketio_node")
 BARE = ("floor", "street_fast", "picows", "aiohttp", "websockets", "pure")
 
 
@@ -21,8 +24,12 @@ class Load:
     quick: dict[str, int] = field(default_factory=dict)  # what a quick run does instead
     timed: bool = True  # takes --seconds
     fresh: bool = False  # wants a server that has served nobody yet
+    size: int = MESSAGE_BYTES  # of a message, for servers without one of their own
+    request: bool = False  # clients send what is answered, see Dialect
     metric: str = "server_us"
     unit: str = "µs"
+    section: str = "servers"  # of the tables
+    bases: tuple[str, ...] = ("floor", "picows")  # servers that the tables compare with
 
 
 LOADS = (
@@ -54,6 +61,69 @@ LOADS = (
         metric="bytes_per_connection",
         unit="B",
     ),
+    Load(
+        "publish",
+        "One publish to 1,000 subscribers",
+        "fanout",
+        ("floor", "realtime", "history", *SOCKETIO),
+        {"connections": 1_000},
+        section="realtime",
+        bases=("floor", *SOCKETIO),
+    ),
+    Load(
+        "rooms",
+        "Publishes to random ones of 1,000 rooms of 10",
+        "rooms",
+        ("realtime", "history", *SOCKETIO),
+        {"connections": 10_000, "rooms": 1_000, "pipeline": 64},
+        {"connections": 2_000, "rooms": 200},
+        section="realtime",
+        bases=SOCKETIO,
+    ),
+    Load(
+        "receive",
+        "A publish that only its sender gets",
+        "echo",
+        ("street_fast", "realtime", "history", *SOCKETIO),
+        {"connections": 200, "rooms": 200},
+        size=len(REALTIME.message),
+        section="realtime",
+        bases=("street_fast",),
+    ),
+    Load(
+        "request",
+        "A publish that nobody gets, and its reply",
+        "echo",
+        ("street_fast", "realtime", "history", *SOCKETIO),
+        {"connections": 200, "rooms": 200},
+        size=len(REALTIME.request),
+        request=True,
+        section="realtime",
+        bases=("street_fast",),
+    ),
+    Load(
+        "recover",
+        "10,000 clients come back and recover 20 messages each",
+        "recover",
+        ("history",),
+        {"connections": 10_000},
+        {"connections": 2_000},
+        timed=False,
+        section="realtime",
+    ),
+    Load(
+        "realtime_idle",
+        "10,000 idle subscribers of one channel",
+        "idle",
+        ("realtime", *SOCKETIO),
+        {"connections": 10_000},
+        {"connections": 2_000},
+        timed=False,
+        fresh=True,
+        metric="bytes_per_connection",
+        unit="B",
+        section="realtime",
+    ),
 )
 
 
@@ -61,7 +131,8 @@ LOADS = (
 class Goal:
     """One row of the table of goals: a figure of the load bench that must not be above a limit.
 
-    ``relative_to`` names the server whose figure of the same round divides ours; None: the figure itself.
+    ``relative_to`` names the server whose figure of the same round divides ours; None: the figure itself. ``figure``
+    is the load's metric, if nothing else is said.
     """
 
     text: str
@@ -69,6 +140,7 @@ class Goal:
     server: str
     limit: float
     relative_to: str | None = None
+    figure: str | None = None
 
 
 GOALS = (
@@ -81,6 +153,22 @@ GOALS = (
     Goal("bytes of process memory per idle WebSocket, 10,000 open", "idle", "street_fast", 2_048),
     Goal("the same with a StreetSocket and two handlers each", "idle", "socket", 3_584),
     Goal("worst echo during a broadcast to 10,000, as a part of its duration", "fairness", "street_fast", 0.2),
+    Goal("publish of 128 B to 1,000 subscribers, against bare C", "publish", "realtime", 1.15, "floor"),
+    Goal("the same with history, against without", "publish", "history", 1.03, "realtime"),
+    Goal("messages to 1,000 rooms of 10, against python-socketio", "rooms", "realtime", 0.5, "socketio"),
+    Goal("the same against Socket.IO on Node.js", "rooms", "realtime", 0.8, "socketio_node"),
+    Goal(
+        "publish that only its sender gets, against a bare echo of its size", "receive", "realtime", 1.6, "street_fast"
+    ),
+    Goal(
+        "messages lost, doubled or unordered, clients unrecovered, of 10,000 × 25",
+        "recover",
+        "history",
+        0,
+        None,
+        "wrong",
+    ),
+    Goal("bytes of process memory per idle subscriber, 10,000 in one channel", "realtime_idle", "realtime", 4_096),
 )
 
 

@@ -27,7 +27,16 @@ Results = dict[str, Any]
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PERFORMANCE = HERE.parent / "docs" / "performance.md"
-METRIC = {load.name: load.metric for load in LOADS}
+LOAD = {load.name: load for load in LOADS}
+SECTIONS = {"servers": ("goals", "loads"), "realtime": ("realtime-goals", "realtime-loads")}  # names of their blocks
+TOLD = ("uvloop", "picows", "aiohttp", "websockets", "python-socketio", "Node.js", "socket.io")
+SHORT = {
+    "floor": "bare C",
+    "picows": "picows",
+    "street_fast": "bare echo",
+    "socketio": "python-socketio",
+    "socketio_node": "Socket.IO",
+}
 
 
 def ratios(loads: Loads, load: str, server: str, base: str) -> list[float]:
@@ -35,7 +44,7 @@ def ratios(loads: Loads, load: str, server: str, base: str) -> list[float]:
     ours, theirs = loads.get(load, {}).get(server), loads.get(load, {}).get(base)
     if not ours or not theirs:
         return []
-    metric = METRIC[load]
+    metric = LOAD[load].metric
     return [a / b for a, b in zip(ours[metric], theirs[metric], strict=True)]
 
 
@@ -60,20 +69,33 @@ def ratio_cell(values: Sequence[float]) -> str:
 
 def cpu_table(load: Load, loads: Loads) -> str:
     per = "connection" if load.mode == "connect" else "message"
+    wire = load.section == "realtime"  # where what surrounds the data is not the same for all
     rows = []
     for name, columns in loads[load.name].items():
         cost = columns["server_us"]
-        rows.append(
-            [
-                SERVERS[name].label,
-                number(median(cost)),
-                spread(cost, number),
-                ratio_cell(ratios(loads, load.name, name, "floor")),
-                ratio_cell(ratios(loads, load.name, name, "picows")),
-                number(median(columns["load_us"])),
-            ]
-        )
-    return table(["server", f"µs per {per}", "lowest – highest", "× bare C", "× picows", "load's µs"], rows)
+        row = [SERVERS[name].label, number(median(cost)), spread(cost, number)]
+        row += [ratio_cell(ratios(loads, load.name, name, base)) for base in load.bases]
+        row += [number(median(columns["bytes_per_message"]))] if wire else []
+        rows.append([*row, number(median(columns["load_us"]))])
+    header = ["server", f"µs per {per}", "lowest – highest", *(f"× {SHORT[base]}" for base in load.bases)]
+    return table([*header, *(["bytes on the wire"] if wire else []), "load's µs"], rows)
+
+
+def recover_table(load: Load, loads: Loads) -> str:
+    rows = [
+        [
+            SERVERS[name].label,
+            number(median(columns["server_us"])),
+            spread(columns["server_us"], number),
+            f"{median(columns['seconds']):.1f} s",
+            f"{sum(columns['messages']):,.0f}",
+            *(f"{sum(columns[figure]):,.0f}" for figure in ("lost", "twice", "unordered", "unrecovered")),
+            number(median(columns["load_us"])),
+        ]
+        for name, columns in loads[load.name].items()
+    ]
+    header = ["server", "µs per client", "lowest – highest", "took", "messages", "lost", "twice"]
+    return table([*header, "clients out of order", "clients not recovered", "load's µs"], rows)
 
 
 def idle_table(load: Load, loads: Loads) -> str:
@@ -100,11 +122,13 @@ def fairness_table(load: Load, loads: Loads) -> str:
     return table(header, rows)
 
 
-def load_tables(results: Results) -> str:
+def load_tables(results: Results, section: str) -> str:
     loads: Loads = results["loads"]
-    tables = {"idle": idle_table, "fairness": fairness_table}
+    tables = {"idle": idle_table, "fairness": fairness_table, "recover": recover_table}
     return "\n\n".join(
-        f"### {load.title}\n\n{tables.get(load.mode, cpu_table)(load, loads)}" for load in LOADS if loads.get(load.name)
+        f"### {load.title}\n\n{tables.get(load.mode, cpu_table)(load, loads)}"
+        for load in LOADS
+        if load.section == section and loads.get(load.name)
     )
 
 
@@ -116,12 +140,13 @@ def goal_row(goal: Goal, loads: Loads) -> list[str] | None:
     if goal.relative_to:
         values = ratios(loads, goal.load, goal.server, goal.relative_to)
     else:
-        values = loads.get(goal.load, {}).get(goal.server, {}).get(METRIC[goal.load], [])
+        values = loads.get(goal.load, {}).get(goal.server, {}).get(goal.figure or LOAD[goal.load].metric, [])
     if not values:
         return None
-    form = "{:,.0f}".format if goal.limit > 100 else "{:.3f}".format
-    limit = f"{goal.limit:,.0f}" if goal.limit > 100 else f"{goal.limit:.2f}"
-    measured = median(values)
+    whole = goal.relative_to is None and (goal.limit == 0 or goal.limit > 100)
+    form = "{:,.0f}".format if whole else "{:.3f}".format
+    limit = f"{goal.limit:,.0f}" if whole else f"{goal.limit:.2f}"
+    measured = max(values) if goal.limit == 0 else median(values)
     return [goal.text, f"≤ {limit}", form(measured), spread(values, form), verdict(measured <= goal.limit)]
 
 
@@ -135,9 +160,10 @@ def micro_goal_row(goal: MicroGoal, micro: dict[str, dict[str, float]]) -> list[
     return [goal.text, f"≥ {goal.at_least}", f"{measured:.2f}", "", verdict(measured >= goal.at_least)]
 
 
-def goals_table(results: Results) -> str:
-    rows = [goal_row(goal, results["loads"]) for goal in GOALS]
-    rows += [micro_goal_row(goal, results["micro"]) for goal in MICRO_GOALS]
+def goals_table(results: Results, section: str) -> str:
+    rows = [goal_row(goal, results["loads"]) for goal in GOALS if LOAD[goal.load].section == section]
+    if section == "servers":
+        rows += [micro_goal_row(goal, results["micro"]) for goal in MICRO_GOALS]
     return table(["goal", "must be", "median", "lowest – highest", "met"], [row for row in rows if row])
 
 
@@ -159,7 +185,7 @@ def duration(seconds: float) -> str:
 
 def machine_line(results: Results) -> str:
     facts = results["machine"]
-    libraries = [f"{name} {facts[name]}" for name in ("uvloop", "picows", "aiohttp", "websockets") if name in facts]
+    libraries = [f"{name} {facts[name]}" for name in TOLD if name in facts]
     foreign = [
         value for servers in results["loads"].values() for columns in servers.values() for value in columns["foreign"]
     ]
@@ -172,12 +198,11 @@ def machine_line(results: Results) -> str:
 
 
 def blocks(results: Results) -> dict[str, str]:
-    made = {
-        "machine": machine_line(results),
-        "goals": goals_table(results),
-        "loads": load_tables(results),
-        "micro": micro_table(results),
-    }
+    made = {"machine": machine_line(results)}
+    for section, (goals, loads) in SECTIONS.items():
+        if any(LOAD[name].section == section for name, servers in results["loads"].items() if servers):
+            made |= {goals: goals_table(results, section), loads: load_tables(results, section)}
+    made["micro"] = micro_table(results)
     return {name: text for name, text in made.items() if text}
 
 

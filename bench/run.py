@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import machine
 import report
 from programme import LOADS, Load
-from programs import compile_program
-from servers import MESSAGE_BYTES, SERVERS, RunningServer, prepare, running
+from programs import compile_program, install_node_peer
+from servers import SERVERS, RunningServer, environment, prepare, running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,24 +32,39 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SERVER_CORE, LOAD_CORE = 0, 1
 PATHS = {"fanout": "/fanout", "fairness": "/fanout", "echo": "/echo", "connect": "/echo"}
+RECOVERY = [sys.executable, str(HERE / "recovery.py")]
 NOISY = 0.05  # part of the two cores that others may take before a measurement is done again
 TRIES = 2
 PATIENCE_S = 2.0  # to wait for a calm machine before each try
 
 
-def load_once(load: Load, target: RunningServer, seconds: float, *, quick: bool) -> dict[str, Any]:
-    """One call of loadgen; its figures, and how busy others kept the two cores meanwhile."""
-    options = {**load.options, **(load.quick if quick else {})}
-    command = [str(compile_program("loadgen")), load.mode, "--port", str(target.port), "--server-pid", str(target.pid)]
-    command += ["--path", target.server.idle_path if load.mode == "idle" else PATHS[load.mode]]
-    for name, value in options.items():
+def load_command(load: Load, target: RunningServer, seconds: float, *, quick: bool) -> list[str]:
+    """The program that makes the load; it prints its figures as JSON."""
+    server = target.server
+    program = RECOVERY if load.mode == "recover" else [str(compile_program("loadgen")), load.mode]
+    command = [*program, "--port", str(target.port), "--server-pid", str(target.pid)]
+    for name, value in {**load.options, **(load.quick if quick else {})}.items():
         command += [f"--{name}", str(value)]
-    command += ["--size", str(MESSAGE_BYTES)] if target.server.message is None else ["--message", target.server.message]
     if load.timed:
         command += ["--seconds", str(seconds)]
+    if load.mode == "recover":
+        return command
+    if server.dialect is not None:
+        command += server.dialect.options(request=load.request)
+    else:
+        command += ["--path", server.idle_path if load.mode == "idle" else PATHS[load.mode]]
+        command += ["--size", str(load.size)] if server.message is None else ["--message", server.message]
+    return command
+
+
+def load_once(load: Load, target: RunningServer, seconds: float, *, quick: bool) -> dict[str, Any]:
+    """One run of the load; its figures, and how busy others kept the two cores meanwhile."""
+    command = load_command(load, target, seconds, quick=quick)
     busy, server, own = machine.busy_s((SERVER_CORE, LOAD_CORE)), target.cpu_s(), children_cpu_s()
     began = machine.now_s()
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: prepare(LOAD_CORE), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=lambda: prepare(LOAD_CORE), env=environment(), check=False
+    )
     if done.returncode:
         raise SystemExit(f"{load.name} on {target.server.name}: {done.stderr.strip()}")
     took = machine.now_s() - began
@@ -151,6 +166,13 @@ def main() -> None:
 
     chosen = names_in([load.name for load in LOADS], args.only, "--only")
     names = names_in(list(SERVERS), args.servers, "--servers")
+    wanted = {name for load in LOADS if load.name in chosen for name in load.servers if name in names}
+    for name in wanted:
+        if SERVERS[name].on_node and install_node_peer(SERVERS[name].runner) is None:
+            print(
+                f"without Node.js there is no {SERVERS[name].label}: its rows and goals are left out", file=sys.stderr
+            )
+            names.remove(name)
     facts = machine.facts()
     results = {
         "machine": facts,

@@ -12,7 +12,10 @@ io.on("connection", (socket) => {
     await socket.join(room);
     done(room);
   });
-  socket.on("say", (room, text) => io.to(room).emit("say", text));
+  socket.on("say", (room, text, done) => {
+    io.to(room).emit("say", text);
+    done?.();
+  });
 });
 
 http.listen({ port: 0, host: "127.0.0.1", backlog: 1024 }, () => console.log(`ready ${http.address().port}`));
