@@ -1,4 +1,4 @@
-"""examples/react_chat in a real browser: built as its README says, two people, and a server that is restarted."""
+"""examples/react_chat in a real browser: built as it says itself, two people, and a server that is restarted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
+from street_fast._core import COMPILED
+
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "clients/js"
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(not COMPILED, reason="the page is the same over both builds"),
     pytest.mark.skipif(not (CLIENT / "node_modules").exists(), reason="clients/js is not installed (npm ci)"),
 ]
 
