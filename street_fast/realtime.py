@@ -311,8 +311,12 @@ class Realtime:
         most = self.limits.publish_key_bytes
         if key is not None and (not isinstance(key, str) or not 0 < len(key.encode()) <= most):
             raise ValueError(f"key={key!r}: must be a str of 1 to {most} bytes in UTF-8")
+        try:
+            written = encode(data)
+        except TypeError as error:
+            raise TypeError(f"data for channel {channel!r} cannot be written as JSON: {error}") from error
         ts = self.clock_ms()
-        payload = publication_payload(channel, encode(data), ts, None)
+        payload = publication_payload(channel, written, ts, None)
         exchange = self.exchange
         try:
             published = exchange.backplane.publish(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
+import random
 import weakref
 
 import msgspec
@@ -15,6 +17,7 @@ from street_fast._core import LoopContext, TimerWheel
 from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.hub import ChannelHub
 from street_fast.limits import Limits
+from street_fast.messages import publication
 from street_fast.testing import FakeConnection, ManualClock, memory_pair
 from tests.connection_harness import Panic
 
@@ -41,7 +44,7 @@ def events(conn):
 
 def is_empty(hub):
     state = (hub._channels, hub._subscribers, hub._typing_timers, hub._presence._members, hub._presence._typing)
-    return not any(state) and not hub._deliveries
+    return not any(state) and not (hub._deliveries or hub._changed or hub._unaware)
 
 
 @pytest.fixture
@@ -542,6 +545,235 @@ class WebSocketPeer:
 
     def add_close_callback(self, callback):
         self.callback = callback
+
+
+class TestDifferences:
+    """Presence in batches."""
+
+    @pytest.fixture
+    def hub(self, clock, wheel):
+        return ChannelHub(wheel=wheel, clock_ms=clock.ms, presence_interval_s=0.1, limits=Limits(presence_members=4))
+
+    @pytest.fixture
+    def pass_time(self, clock, wheel):
+        def pass_time(seconds=0.2):
+            clock.advance(seconds)
+            wheel.advance()
+
+        return pass_time
+
+    def test_who_came_and_went(self, hub, pass_time):
+        ann, bob = FakeConnection(), FakeConnection()
+        hub.join("room", "ann", ann, {"name": "Ann"})
+        pass_time()
+        assert ann.messages == []  # she is alone
+        hub.join("room", "bob", bob)
+        hub.leave("room", "bob", bob)
+        hub.join("room", "cem", bob)
+        assert ann.messages == []
+        pass_time()
+        data = {"joined": [{"memberId": "cem"}], "left": [{"memberId": "bob"}], "memberCount": 2}
+        assert ann.take() == bob.take() == [{"type": "presence", "channel": "room", "data": data}]
+        hub.leave("room", "ann", ann)
+        hub.join("room", "ann", ann, {"name": "Ann"})
+        pass_time()
+        data = {"joined": [{"memberId": "ann", "info": {"name": "Ann"}}], "left": [], "memberCount": 2}
+        assert events(bob) == [("presence", data)]
+        pass_time(10)
+        assert bob.messages == []
+
+    def test_at_most_so_often(self, hub, clock, wheel):
+        ann, bob = FakeConnection(), FakeConnection()
+        hub.join("room", "ann", ann)
+        times = []
+        ann.on_deliver = lambda message: times.append(clock())
+        for _ in range(300):
+            clock.advance(0.01)
+            wheel.advance()
+            hub.join("room", "bob", bob)
+            hub.leave("room", "bob", bob)
+        assert 15 <= len(times) <= 30
+        assert min(b - a for a, b in itertools.pairwise(times)) > 0.099
+
+    def test_a_list_that_is_taken_in_between_is_right_afterwards(self, hub, pass_time):
+        """Whatever a client does with the difference on top of any list taken since the last one, it is right."""
+        seed = random.randrange(2**32)
+        print(f"seed {seed}")
+        dice = random.Random(seed)
+        conns = {name: FakeConnection() for name in "abcd"}
+        watcher = FakeConnection()
+        hub.join("room", "watcher", watcher)
+        for _ in range(200):
+            lists = []
+            for _ in range(dice.randrange(6)):
+                name = dice.choice("abc")
+                (hub.join if dice.random() < 0.6 else hub.leave)("room", name, conns[name])
+                lists.append({member["memberId"] for member in hub.members("room")})
+            pass_time()
+            for message in watcher.take():
+                for members in lists:
+                    members |= {member["memberId"] for member in message["data"]["joined"]}
+                    members -= {member["memberId"] for member in message["data"]["left"]}
+            assert all(members == set(hub.presence("room")) for members in lists)
+
+    def test_many_are_only_counted(self, hub, pass_time):
+        conns = [FakeConnection() for _ in range(6)]
+        for number, conn in enumerate(conns):
+            hub.join("room", f"m{number}", conn)
+        pass_time()
+        assert events(conns[0]) == [("presence", {"memberCount": 6})]
+        assert hub.roll("room") == {"memberCount": 6}
+        for conn in conns[4:]:
+            conn.simulate_close()
+        pass_time()
+        assert events(conns[0]) == [
+            ("presence", {"joined": [], "left": [{"memberId": "m4"}, {"memberId": "m5"}], "memberCount": 4})
+        ]
+        assert json.loads(bytes(hub.roll("room")["members"])) == [{"memberId": f"m{number}"} for number in range(4)]
+
+    def test_typing_is_told_at_once(self, hub, pass_time):
+        ann, bob = FakeConnection(), FakeConnection()
+        hub.join("room", "ann", ann)
+        hub.join("room", "bob", bob)
+        hub.set_typing("room", "ann", True, ann)
+        assert [kind for kind, _ in events(bob)] == ["typing"]
+        ann.simulate_close()
+        assert [kind for kind, _ in events(bob)] == ["typing"]
+        pass_time()
+        assert [kind for kind, _ in events(bob)] == ["presence"]
+
+    def test_many_channels_are_told_in_turns(self, hub, wheel, pass_time):
+        ann, bob = FakeConnection(), FakeConnection()
+        big = ChannelHub(wheel=wheel, presence_interval_s=0.1, limits=Limits(channels_per_connection=10_000))
+        for number in range(2_500):
+            big.join(f"room:{number}", "ann", ann)
+            big.join(f"room:{number}", "bob", bob)
+        pass_time()
+        for expected in (1_000, 2_000, 2_500):
+            assert len(ann.messages) == expected
+            pass_time()
+        assert len({message["channel"] for message in ann.messages}) == 2_500
+
+    def test_a_channel_that_is_empty_again_is_forgotten(self, hub, pass_time, wheel):
+        conn = FakeConnection()
+        for number in range(100):
+            hub.join(f"room:{number}", "ann", conn)
+            hub.leave(f"room:{number}", "ann", conn)
+        assert hub._changed == {}
+        conn.simulate_close()
+        pass_time()
+        assert is_empty(hub)
+        assert len(wheel) == 0
+
+    def test_switched_on_later(self, clock, wheel, pass_time):
+        hub = ChannelHub(wheel=wheel)
+        ann, bob, cem = (FakeConnection() for _ in range(3))
+        hub.join("room", "ann", ann)
+        hub.join("room", "bob", bob)
+        hub.batch_presence(0.1)
+        hub.join("room", "cem", cem)
+        pass_time()
+        assert [kind for kind, _ in events(ann)] == ["presence:join", "presence"]
+
+    @pytest.mark.parametrize("interval", [0, -1, True, "1", float("nan"), 1e9])
+    def test_what_is_no_interval(self, interval):
+        with pytest.raises(ConfigurationError, match="presence_interval_s"):
+            ChannelHub(presence_interval_s=interval)
+
+
+class TestUnaware:
+    """Connections that are not told who is there."""
+
+    @pytest.mark.parametrize("interval", [None, 0.1])
+    def test_they_get_messages_only(self, clock, wheel, interval):
+        hub = ChannelHub(wheel=wheel, presence_interval_s=interval)
+        ann, spy = FakeConnection(), FakeConnection()
+        hub.join("room", "spy", spy, presence=False)
+        hub.join("room", "ann", ann)
+        hub.set_typing("room", "ann", True, ann)
+        hub.publish("room", "chat", 1)
+        clock.advance(1)
+        wheel.advance()
+        assert events(spy) == [("chat", 1)]
+        assert hub.presence("room") == ["spy", "ann"]
+        hub.join("room", "spy", spy)  # the last word counts
+        hub.set_typing("room", "ann", False, ann)
+        assert events(spy) == [("typing", {"memberId": "ann", "typing": False})]
+        hub.join("room", "spy", spy, presence=False)
+        spy.simulate_close()
+        ann.simulate_close()
+        clock.advance(1)
+        wheel.advance()
+        assert is_empty(hub)
+        assert hub._unaware == {}
+
+
+class TestForLibraries:
+    def test_what_was_built_elsewhere_is_delivered(self, hub, room):
+        message = publication("room", b'{"type":"message"', None)
+        hub.deliver("room", message)
+        hub.deliver("room", message, room["ann"])
+        hub.deliver("room", message, {room["ann"], room["bob"], "nobody"})
+        hub.deliver("elsewhere", message)
+        assert [len(conn.take()) for conn in room.values()] == [1, 2, 3]
+
+    def test_a_watcher_hears_of_channels_and_members(self, hub):
+        told = []
+
+        class Watcher:
+            def __getattr__(self, name):
+                return lambda *arguments: told.append((name, *arguments))
+
+        hub.watcher = Watcher()
+        ann, tab = FakeConnection(), FakeConnection()
+        hub.join("room", "ann", ann, {"x": 1})
+        hub.join("room", "ann", tab, {"x": 2})
+        hub.leave("room", "ann", ann)
+        hub.join("room", "ann", ann, {"x": 3})
+        assert told == [("channel_opened", "room"), ("member_joined", "room", "ann", b'{"x":1}')]
+        told.clear()
+        ann.simulate_close()
+        tab.simulate_close()
+        assert told == [("member_left", "room", "ann"), ("channel_closed", "room")]
+        assert is_empty(hub)
+
+    def test_members_beyond(self, hub):
+        ann, bob = FakeConnection(), FakeConnection()
+        hub.members_changed("room", [("cem", None)], [])
+        assert hub.presence("room") == []
+        hub.join("room", "ann", ann)
+        hub.members_changed("room", [("cem", b'{"x":1}'), ("ann", None)], ["nobody"])
+        assert events(ann) == [("presence:join", {"memberId": "cem", "info": {"x": 1}})]
+        hub.join("room", "cem", bob)
+        hub.leave("room", "cem", bob)
+        assert events(ann) == []
+        hub.members_changed("room", [], ["cem"])
+        assert events(ann) == [("presence:leave", {"memberId": "cem", "info": {"x": 1}})]
+        hub.members_changed("room", [("cem", None)], [])
+        ann.simulate_close()
+        bob.simulate_close()
+        assert is_empty(hub)
+
+    def test_questions(self, hub, room):
+        ann = room["ann"]
+        assert hub.is_joined("room", "ann", ann)
+        assert not hub.is_joined("room", "bob", ann)
+        assert not hub.is_joined("elsewhere", "ann", ann)
+        hub.join("other", "ann", ann)
+        assert hub.channels_of(ann) == ["room", "other"]
+        assert hub.channels_of(FakeConnection()) == []
+        assert hub.sink_of(ann.id) is ann
+        assert hub.sink_of("nobody") is None
+        assert hub.has_channel("room")
+        assert not hub.has_channel("elsewhere")
+        hub.check_member("dan", {"x": 1})
+        for wrong in (("", None), ("a\nb", None), ("dan", {"x": object()}), ("dan", "x" * 2_000)):
+            with pytest.raises(ValueError, match="member"):
+                hub.check_member(*wrong)
+
+    async def test_the_timers_are_those_of_the_loop(self, hub, wheel):
+        assert hub.timers() is wheel
+        assert ChannelHub().timers() is LoopContext.of().wheel
 
 
 class TestWebSockets:

@@ -22,6 +22,10 @@ from street_fast.messages import (
     decoder_for,
     encode,
     error_message,
+    gap_message,
+    publication,
+    publication_payload,
+    publish_reply,
 )
 
 SOME_TIME = dt.datetime(2024, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc)
@@ -305,3 +309,92 @@ def test_error_message() -> None:
         "data": {"code": "bad_request", "message": "no"},
     }
     assert json.loads(error_message("forbidden", "no", channel="c").json)["channel"] == "c"
+
+
+# --- of a Realtime ----------------------------------------------------------------------------------------------
+
+
+def test_the_fields_of_realtime() -> None:
+    envelope = decode(b'{"type":"subscribe","channel":"c","token":"t","since":"e:1:x","key":"k","more":[1]}')
+    assert (envelope.token, envelope.since, envelope.key) == ("t", "e:1:x", "k")
+    assert decode(b'{"type":"x","token":null}').token is None
+    for field in ("token", "since", "key"):
+        with pytest.raises(MalformedMessage, match=rf"Expected `str . null`.*\$\.{field}"):
+            decode(b'{"type":"x","%b":5}' % field.encode())
+
+
+@pytest.mark.parametrize("sender", [None, 'a"\u2028'])
+@pytest.mark.parametrize("position", [None, "e:1:t"])
+@pytest.mark.parametrize("channel", ["room", 'r\\"ö\u2029'])
+def test_a_publication_is_written_in_two_steps(channel: str, position: str | None, sender: str | None) -> None:
+    raw = decode(b'{"type":"publish","data":{"a" : [1.50, 123456789012345678901]}}').raw_data
+    assert isinstance(raw, msgspec.Raw)
+    message = publication(channel, publication_payload(channel, raw, 5, sender), position)
+    assert b'"data":{"a" : [1.50, 123456789012345678901]},"ts":5' in message.json
+    expected = {"type": "message", "channel": channel, "data": {"a": [1.5, 123456789012345678901]}, "ts": 5}
+    expected |= {} if sender is None else {"from": sender}
+    assert json.loads(message.json) == expected | ({} if position is None else {"position": position})
+    assert (message.type, message.channel, message.position) == ("message", channel, position)
+    assert message.frame.payload == message.json
+    assert repr(message) == f"<Message 'message' channel={channel!r}>"
+
+
+def test_raw_bytes_may_be_data_of_a_publication() -> None:
+    assert publication("c", publication_payload("c", b"null", 0, "m"), None).json == (
+        b'{"type":"message","channel":"c","data":null,"ts":0,"from":"m"}'
+    )
+
+
+def test_replies_to_a_publish() -> None:
+    assert json.loads(publish_reply("c", 1, 5, None, False).json) == {
+        "type": "reply",
+        "channel": "c",
+        "id": 1,
+        "data": {"ts": 5},
+    }
+    assert json.loads(publish_reply('"', 'a"', 5, "e:1:t", True).json) == {
+        "type": "reply",
+        "channel": '"',
+        "id": 'a"',
+        "data": {"ts": 5, "position": "e:1:t", "duplicate": True},
+    }
+
+
+def test_gap() -> None:
+    assert json.loads(gap_message("c", "e:1:t").json) == {"type": "gap", "channel": "c", "data": {"position": "e:1:t"}}
+    assert gap_message("c", "e:1:t").position == "e:1:t"
+    assert json.loads(gap_message("c", None).json)["data"] == {}
+
+
+# --- as Server-Sent Events --------------------------------------------------------------------------------------
+
+
+def test_an_event_has_the_position_as_its_id() -> None:
+    payload = publication_payload("c", b"1", 5, None)
+    assert publication("c", payload, "e:1:t").event == b"id: e:1:t\ndata: " + payload + b',"position":"e:1:t"}\n\n'
+    message = publication("c", payload, None)
+    assert message.event == b"data: " + payload + b"}\n\n"
+    assert message.event is message.event
+
+
+@pytest.mark.parametrize("space", [b"\n", b"\r", b"\r\n", b"\n\n", b" \r\r \n"])
+def test_line_ends_of_a_client_do_not_end_the_line(space: bytes) -> None:
+    data = b'{%b"a"%b:%b[1,%b"x\\ny"]%b}' % ((space,) * 5)
+    raw = decode(b'{"type":"publish","data":%b}' % data).raw_data
+    assert isinstance(raw, msgspec.Raw)
+    message = publication("c", publication_payload("c", raw, 5, None), "e:1:t")
+    assert data in message.json  # as it came
+    head, line, *rest = message.event.split(b"\n")
+    assert (head, rest) == (b"id: e:1:t", [b"", b""])
+    assert b"\r" not in line
+    assert json.loads(line.removeprefix(b"data: ")) == json.loads(message.json)
+
+
+def test_no_text_can_forge_an_event() -> None:
+    """What is between the quotes of JSON cannot be a line end: such a text is refused when it comes in."""
+    for byte in range(32):
+        with pytest.raises(MalformedMessage):
+            decode(b'{"type":"publish","data":"\\n%b"}' % bytes([byte]))
+    message = Message("x", channel="a\r\nid: b", data={"c\nd": "\r\n\r\ndata: e"})
+    assert message.event.count(b"\n") == 2
+    assert b"\r" not in message.event

@@ -116,3 +116,51 @@ def test_nothing_is_left_behind(presence):
     presence.set_typing("x", "ann", True)
     assert presence._members == {}
     assert presence._typing == {}
+
+
+def test_elsewhere_counts_once(presence):
+    assert presence.appear("c", "ann", "info") == joined("ann", info="info")
+    assert presence.appear("c", "ann") is None
+    assert presence.connections("c", "ann") == 0
+    assert presence.join("c", "ann", "other") is None
+    assert presence.connections("c", "ann") == 1
+    assert presence.info("c", "ann") == "info"
+    assert presence.leave("c", "ann") == []
+    assert presence.ids("c") == ["ann"]
+    assert presence.disappear("c", "ann") == [left("ann", info="info")]
+    assert presence.disappear("c", "ann") == []
+    assert presence._members == {}
+
+
+def test_who_is_here_does_not_disappear(presence):
+    presence.join("c", "ann")
+    assert presence.appear("c", "ann") is None
+    assert presence.disappear("c", "ann") == []
+    assert presence.ids("c") == ["ann"]
+    assert presence.disappear("x", "ann") == []
+
+
+def test_the_last_one_to_disappear_ends_typing(presence):
+    presence.join("c", "ann")
+    presence.appear("c", "ann")
+    presence.set_typing("c", "ann", True)
+    presence.leave("c", "ann")
+    assert presence.disappear("c", "ann") == [typing("ann", False), left("ann")]
+    assert presence._typing == {}
+
+
+def test_all_who_are_elsewhere_disappear(presence):
+    presence.join("c", "ann")
+    for member_id in ("ann", "bob", "cem"):
+        presence.appear("c", member_id)
+    presence.disappear_all("c")
+    assert presence.ids("c") == ["ann"]
+    presence.leave("c", "ann")
+    presence.disappear_all("c")
+    assert presence._members == {}
+
+
+def test_questions_about_nobody(presence):
+    assert presence.connections("c", "ann") == 0
+    with pytest.raises(KeyError):
+        presence.info("c", "ann")
