@@ -1,6 +1,7 @@
 """Notifications: somebody hears of her own things, on every page and device, and what came while she was away.
 
     pip install "street_fast[aiohttp,jwt]"
+    export API_KEY="16 characters or more, of your own"             # for other programs; in both terminals
     python examples/notifications.py
     curl -d ada http://127.0.0.1:3000/login                         # a token, good for ten minutes
     websockets "ws://127.0.0.1:3000/realtime?token=TOKEN"           # the command of `pip install websockets`
