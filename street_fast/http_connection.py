@@ -128,8 +128,9 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if not self._busy:
-            self._advance()
+        if not self._busy:  # not now: asyncio loses a connection twice if its transport is closed from here
+            self._scheduled = True
+            self._context.loop.call_soon(self._next_turn)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._state is _GONE:

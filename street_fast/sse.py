@@ -409,7 +409,8 @@ class SseStream:
         """The transport has given everything away."""
         self._blocked = False
         self._unsent = 0
-        self.flush()
+        self._wake_drained()
+        self._flush_soon()  # not now: asyncio loses a connection twice if its transport is closed from here
 
     # --- as an iterator ---
 
@@ -487,9 +488,8 @@ class SseStream:
             return
         self._sent_time = self._now()
         if self._transport is not None:
-            if not (self._dirty or self._blocked):
-                self._dirty = True
-                self._context.add_dirty(self)
+            if not self._blocked:
+                self._flush_soon()
         elif self._wakeup is not None:
             self._wake_consumer()
         elif len(self._queue) == 1:  # from now on the consumer keeps somebody waiting
@@ -548,7 +548,11 @@ class SseStream:
         self._set_deadline()
         if self._transport is None:
             self._wake_consumer()
-        elif not self._dirty:
+        else:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._dirty and self._context is not None:
             self._dirty = True
             self._context.add_dirty(self)
 

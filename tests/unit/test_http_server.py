@@ -211,6 +211,25 @@ def test_a_large_answer_is_sent_whole(on_loop):
     assert len(answer.body) == 5_000_000
 
 
+def test_the_last_answer_behind_a_large_one(on_loop):
+    """It is sent, and the connection closed, when the transport says that it is empty again."""
+    server = HttpServer()
+    server.get("/", lambda _request: bytes(10_000_000))
+    server.get("/last", text("last"))
+
+    async def main():
+        async with serving(server):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1_000)
+            writer.write(head() + head("GET", "/last", CLOSE))
+            await asyncio.sleep(0.01)  # the kernels are full
+            data = await reader.read()
+            writer.close()
+            return data
+
+    answers = parse(on_loop(main))
+    assert [len(answer.body) for answer in answers] == [10_000_000, 4]
+
+
 def test_a_refusal_is_read_even_by_a_client_that_goes_on_sending(on_loop):
     """Closing on unread bytes would reset the connection, and the answer with it."""
     server = HttpServer()
