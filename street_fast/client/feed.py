@@ -81,22 +81,24 @@ class Feed:
         """Whether so much is unread that no more should be read from the connection."""
         return len(self.items) >= self.size
 
-    def go_live(self, position: Position | None, recovered: bool) -> None:
+    def go_live(self, position: Position | None, since: Position | None = None) -> None:
         """The server has subscribed it: what follows comes after `position` (None: the channel keeps no history).
 
-        `recovered`: what follows begins right behind the feed's own position, and not at `position`.
+        With `since`, everything after that follows. (Its offset is not above the feed's own.)
         """
         if self.ended:
             return
-        began, self._begun = self._begun, True
-        self.live = True
+        was_away = self._begun and not self.live
+        self.live = self._begun = True
         self.overfull = False
         if self.position is None:
             self.position = position
-            if began:  # there was no history to go by while it was away
+            if was_away:  # and there was no history to go by
                 self._put(Gap(self.channel, None if position is None else str(position)))
-        elif not recovered:
+        elif since is None:
             self.skip_to(position)
+        elif since.epoch != self.position.epoch:
+            self.skip_to(since)
         self.on_change(self)
 
     def offer(self, message: Incoming) -> None:

@@ -2,7 +2,8 @@
 
 Any number of feeds may want a channel; on the wire it is subscribed once, and left with its last feed. A subscribe is
 always for all feeds of a channel, from the oldest position among them: the server may still be sending what followed
-an earlier one, and stops that when it is subscribed again. Each feed knows what it has had.
+an earlier one, and stops that when it is subscribed again. Each feed knows what it has had. If the oldest position is
+too old for the history, it is asked again for the others.
 
 Why a subscription fails decides what becomes of its feeds: a no ends them; "not now" ends one that has never been live,
 because somebody waits to hear of it, and is tried again for the others.
@@ -22,6 +23,7 @@ from street_fast.messages import UNSET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from street_fast.backplanes import Position
     from street_fast.client.alarms import Alarms
     from street_fast.client.feed import Feed, TokenSource
     from street_fast.client.messages import Incoming
@@ -82,7 +84,7 @@ class Subscriptions:
         if feed.position is None and feed.token is None:
             live = [other for other in channel.feeds if other.live]
             if live:  # it begins where the foremost of them is
-                feed.go_live(max((other.position for other in live if other.position), default=None), True)
+                feed.go_live(max((other.position for other in live if other.position), default=None))
                 return
             if channel.asked:
                 channel.asked[next(reversed(channel.asked))].append(feed)
@@ -104,7 +106,7 @@ class Subscriptions:
         if channel is None or not feed.overfull or not self._open:
             return
         if feed.position is None:
-            feed.go_live(None, False)
+            feed.go_live(None)
         else:
             feed.overfull = False
             self._subscribe(channel)
@@ -181,27 +183,38 @@ class Subscriptions:
         if not feeds or self._channels.get(channel.name) is not channel:
             return
         positions = [feed.position for feed in feeds if feed.position is not None]
-        since = str(min(positions, key=lambda position: position.offset)) if positions else UNSET
+        since = min(positions, key=lambda position: position.offset) if positions else None
 
         def done(data: msgspec.Raw | None, error: Exception | None) -> None:
             asked = channel.asked.pop(request, [])
             if data is not None:
-                self._subscribed(asked, data)
+                self._subscribed(channel, asked, data, since)
             elif isinstance(error, RealtimeError):
                 self._not_subscribed(channel, asked, error)
 
-        fields = {"channel": channel.name, "since": since, "token": UNSET if token is None else token}
+        fields = {
+            "channel": channel.name,
+            "since": UNSET if since is None else str(since),
+            "token": UNSET if token is None else token,
+        }
         request = self._requests.ask("subscribe", fields, done, lasting=False)
         channel.asked[request] = feeds
 
-    def _subscribed(self, feeds: list[Feed], data: msgspec.Raw) -> None:
+    def _subscribed(self, channel: _Channel, feeds: list[Feed], data: msgspec.Raw, since: Position | None) -> None:
         reply = msgspec.json.decode(data, type=PageData)
-        position = position_of(reply.position)
+        begin, end = (since if reply.recovered else None), position_of(reply.position)
+        feeds = feeds + [feed for feed in channel.feeds if feed.live and feed not in feeds]
+        left_out = [feed for feed in feeds if _is_left_out(feed.position, since, begin, end)]
         for feed in feeds:
-            feed.go_live(position, bool(reply.recovered))
+            if feed in left_out:
+                feed.live = False  # what comes now does not follow what it has
+            else:
+                feed.go_live(end, begin)
         for message in reply.messages:
             for feed in feeds:
                 feed.offer(message)
+        if left_out:
+            self._subscribe(channel)
 
     def _not_subscribed(self, channel: _Channel, feeds: list[Feed], error: RealtimeError) -> None:
         if not isinstance(error, NoAnswer):
@@ -221,3 +234,18 @@ class Subscriptions:
             subscribed = self._requests.cancel(request) or subscribed
         if subscribed:
             self._requests.tell("unsubscribe", {"channel": channel.name})
+
+
+def _is_left_out(
+    position: Position | None, since: Position | None, begin: Position | None, end: Position | None
+) -> bool:
+    """Whether a feed may get what comes after its `position`, if it is asked for.
+
+    It was asked `since`; what comes begins behind `begin`, or if that is None, the history did not reach back so far,
+    at `end`.
+    """
+    if position is None:
+        return False
+    if begin is not None:
+        return position.epoch == begin.epoch and position.offset < begin.offset
+    return position != since and end is not None and position.epoch == end.epoch and position.offset < end.offset

@@ -210,9 +210,7 @@ def test_a_login_may_be_answered_before_the_welcome() -> None:
     assert world.states == ["open"]
 
 
-@pytest.mark.parametrize(
-    ("code", "close_code"), [("unauthorized", 4001), ("unavailable", 1006), ("bad_request", 1008)]
-)
+@pytest.mark.parametrize(("code", "close_code"), [("unauthorized", 4001), ("unavailable", 1006), ("bad_request", 1008)])
 def test_a_login_that_fails_ends_the_connection(code: str, close_code: int) -> None:
     world = World(token="secret")
     world.protocol.opened("secret")
@@ -899,6 +897,36 @@ def test_a_gap_of_one_feed_is_none_of_the_others() -> None:
     world.reply(world.take("subscribe", since=at(3)), position=at(50), recovered=False, messages=[])
     world.message("chat", 51, at(51))
     assert (read(old), read(new)) == ([51], [Gap("chat", at(50), 47), 51])
+
+
+def test_a_position_too_old_harms_nobody_else() -> None:
+    world = World().open()
+    world.sent_now()
+    one = world.live_feed(position=at(5))
+    world.lose()
+    world.open()
+    world.reply(world.take("subscribe", since=at(5)), position=at(6), recovered=True, messages=page(6))
+    two = world.subscribe(since=Position.parse(at(1)))  # while the server is still sending what follows 6
+    world.reply(world.take("subscribe", since=at(1)), position=at(8), recovered=False, messages=[])
+    message = world.take("subscribe", since=at(6))
+    world.message("chat", 9, at(9))
+    world.reply(message, position=at(9), recovered=True, messages=page(7, 8, 9))
+    world.message("chat", 10, at(10))
+    assert read(one) == [6, 7, 8, 9, 10]
+    assert read(two) == [Gap("chat", at(8), 7), 9, 10]
+
+
+def test_subscribing_again_is_no_gap_without_history() -> None:
+    world = World().open()
+    world.sent_now()
+    one = world.live_feed()
+    world.message("chat", 1)
+    two = world.subscribe(token="for a")
+    message = world.take("subscribe")
+    world.message("chat", 2)
+    world.reply(message, members=[])
+    world.message("chat", 3)
+    assert (read(one), read(two)) == ([1, 2, 3], [3])
 
 
 def test_a_refusal_ends_the_feed() -> None:
