@@ -468,6 +468,8 @@ class Realtime:
             await result
 
     def _let_in(self, socket: StreetSocket, request: Request, member: Who) -> object:
+        if socket.closed:
+            return None
         request.member = member
         interval_s = self.limits.ping_interval_s
         if interval_s is not None:

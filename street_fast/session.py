@@ -194,7 +194,7 @@ class Session:
             self._timer.cancel()
             self._timer = None
         if member.expires_at is not None:
-            self._timer = realtime.timers.schedule(self._left_of(member.expires_at), self._on_token_due)
+            self._timer = self._schedule(member.expires_at, self._on_token_due)
 
     def take_out(self, channel: str, code: ErrorCode, message: str) -> bool:
         """Ends a subscription and tells the client; False if there is none."""
@@ -470,6 +470,8 @@ class Session:
             self._refuse(envelope, "unauthorized", str(error))
             self.peer.close(CloseCode.UNAUTHORIZED, _short(str(error)))
             return
+        if self.peer.closed:
+            return
         first = self.member is None
         if self.member is not None and member.id != self.member.id:
             if not isinstance(self.member, Guest):
@@ -551,9 +553,7 @@ class Session:
             return
         timer = None
         if grant.expires_at is not None:
-            timer = realtime.timers.schedule(
-                self._left_of(grant.expires_at), self._on_grant_due, (channel, grant.expires_at)
-            )
+            timer = self._schedule(grant.expires_at, self._on_grant_due, (channel, grant.expires_at))
         if self._grants is None:
             self._grants = {}
         self._grants[channel] = _ChannelGrant(grant.actions, timer)
@@ -568,9 +568,14 @@ class Session:
 
     # --- time ---
 
-    def _left_of(self, expires_at: float) -> float:
-        """Seconds until the end of a token and of the time to bring a new one."""
-        return max(0.0, expires_at + self._realtime.limits.token_grace_s - self._realtime.clock_ms() / 1_000)
+    def _is_over(self, expires_at: float) -> bool:
+        """Whether a token has ended, and the time to bring a new one too."""
+        return expires_at + self._realtime.limits.token_grace_s <= self._realtime.clock_ms() / 1_000
+
+    def _schedule(self, expires_at: float, callback: Callable[[Any], object], arg: Any = None) -> Timer:
+        """Has a look when a token should be over by the time of day, which may be set meanwhile; at least daily."""
+        left = expires_at + self._realtime.limits.token_grace_s - self._realtime.clock_ms() / 1_000
+        return self._realtime.timers.schedule(min(max(left, 0.0), _DAY_S), callback, arg)
 
     def _on_login_due(self, _: object) -> None:
         self._timer = None
@@ -581,22 +586,19 @@ class Session:
         member = self.member
         if member is None or member.expires_at is None:
             return
-        left = self._left_of(member.expires_at)
-        if left > 0:  # the time of day was set back
-            self._timer = self._realtime.timers.schedule(left, self._on_token_due)
-        else:
+        if self._is_over(member.expires_at):
             self.peer.close(CloseCode.UNAUTHORIZED, "the token has expired")
+        else:
+            self._timer = self._schedule(member.expires_at, self._on_token_due)
 
-    def _on_grant_due(self, grant: tuple[str, float]) -> None:
-        channel, expires_at = grant
-        left = self._left_of(expires_at)
-        if self._grants is None or channel not in self._grants:
+    def _on_grant_due(self, due: tuple[str, float]) -> None:
+        channel, expires_at = due
+        grant = None if self._grants is None else self._grants.get(channel)
+        if self._grants is None or grant is None:
             return
-        if left > 0:
-            timer = self._realtime.timers.schedule(left, self._on_grant_due, grant)
-            self._grants[channel] = self._grants[channel]._replace(timer=timer)
-            return
-        if not self.take_out(channel, "unauthorized", "the token for this channel has expired"):
+        if not self._is_over(expires_at):
+            self._grants[channel] = grant._replace(timer=self._schedule(expires_at, self._on_grant_due, due))
+        elif not self.take_out(channel, "unauthorized", "the token for this channel has expired"):
             self._drop_grant(channel)
 
     # --- answers ---
@@ -611,7 +613,7 @@ class Session:
             told["info"] = member.info
         if member.expires_at is None:
             return {"member": told}
-        return {"member": told, "expiresAt": int(member.expires_at * 1_000)}
+        return {"member": told, "expiresAt": int(min(max(member.expires_at, 0), _LAST_S) * 1_000)}
 
     def _answer(self, envelope: Envelope, data: dict[str, Any], position: str | None = None) -> None:
         """The reply, if one is wanted."""
@@ -725,6 +727,9 @@ def _short(reason: str) -> str:
 
 
 _USER = "user:"
+_DAY_S = 86_400.0
+_LAST_S = 2**53 // 1_000
+"""The last second that JavaScript can tell from the next in milliseconds."""
 _NOWHERE = Position.start_of("")
 _PONG = WrittenMessage("pong", None, b'{"type":"pong"}')
 _BEFORE_LOGIN = frozenset(("auth", "ping", "pong"))

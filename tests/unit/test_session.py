@@ -17,7 +17,7 @@ from street_fast.messages import Envelope
 from street_fast.session import Guest
 from street_fast.street_socket import UNHANDLED
 from tests.connection_harness import Panic
-from tests.realtime_harness import Tokens, world_fixture
+from tests.realtime_harness import Tokens, is_empty, world_fixture
 
 make = pytest.fixture(world_fixture)
 
@@ -667,6 +667,18 @@ class TestLogin:
         assert set(world.realtime._members) == {"ada"}
         assert await client.done("subscribe", channel="user:ada")
 
+    async def test_a_client_that_goes_while_its_token_is_checked(self, make):
+        auth = Tokens(good=self.ADA)
+        auth.later = True
+        world = await make(auth=auth, guests=False)
+        client = world.client(None)
+        task = asyncio.ensure_future(client.say("auth", data={"token": "good"}))
+        await asyncio.sleep(0)
+        client.simulate_close()
+        await task
+        assert is_empty(world.realtime)
+        assert len(world.context.wheel) == 0
+
     async def test_another_member_needs_another_connection(self, make):
         world = await make(auth=Tokens(ben=Member("ben")))
         client = world.client("ada")
@@ -696,6 +708,19 @@ class TestLogin:
         assert not client.closed
         world.advance(2)
         assert client.close_code == CloseCode.UNAUTHORIZED
+
+    @pytest.mark.parametrize("expires_at", [1e10, 1e15, 1e300, -1e300, 0])
+    async def test_times_that_are_far_away(self, make, expires_at):
+        token = Grant(frozenset(("subscribe",)), expires_at)
+        world = await make(auth=Tokens(me=Member("ada", expires_at=expires_at), t=token), guests=False)
+        client = world.client(None)
+        told = (await client.done("auth", data={"token": "me"}))["expiresAt"]
+        assert told == (expires_at * 1_000 if abs(expires_at) < 1e11 else told)
+        await client.done("subscribe", channel="room", token="t")
+        for _ in range(5):
+            world.advance(90_000)
+        assert client.closed is (expires_at <= 0)
+        assert client.session.subscriptions == ([] if expires_at <= 0 else ["room"])
 
     async def test_a_clock_that_was_set_back_gives_time(self, make):
         world = await make()
