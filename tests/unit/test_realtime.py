@@ -499,7 +499,7 @@ class TestPublish:
 
     async def test_what_json_cannot_hold(self, make):
         world = await make()
-        with pytest.raises(TypeError, match="data for channel 'room' cannot be written as JSON: .*object"):
+        with pytest.raises(TypeError, match=r"data for channel 'room' cannot be written as JSON: .*object"):
             world.realtime.publish("room", object())
 
     async def test_keys_of_the_server_are_no_keys_of_a_client(self, make):
