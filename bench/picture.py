@@ -19,7 +19,8 @@ HEAD = 92
 PANEL_HEAD = 50
 
 OURS, OURS_SOFT, PEER, FLOOR = "#0f766e", "#7cc4bb", "#b3bac4", "#334155"
-COLOURS = {"floor": FLOOR, "street_fast": OURS, "hub": OURS, "socket": OURS, "pure": OURS_SOFT}
+COLOURS = {name: OURS for name in ("street_fast", "hub", "socket", "realtime", "history")}
+COLOURS |= {"floor": FLOOR, "pure": OURS_SOFT}
 
 TITLE = "What a message costs the server"
 SUBTITLE = (
@@ -54,6 +55,8 @@ PANELS = (
     Panel("pipelined", "server_us", "Echo, 200 connections, 16 in flight", "µs per message"),
     Panel("idle", "bytes_per_connection", "Memory of an idle connection, 10,000 open", "KB of the process", 1e-3),
     Panel("fairness", "worst_echo_ms", "Longest wait of an echo during a broadcast to 10,000", "ms"),
+    Panel("publish", "server_us", "Realtime: one publish to 1,000", "µs per delivery"),
+    Panel("rooms", "server_us", "Realtime: 1,000 rooms of 10", "µs per delivery"),
 )
 
 

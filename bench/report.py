@@ -76,7 +76,7 @@ def cpu_table(load: Load, loads: Loads) -> str:
         row = [SERVERS[name].label, number(median(cost)), spread(cost, number)]
         row += [ratio_cell(ratios(loads, load.name, name, base)) for base in load.bases]
         row += [number(median(columns["bytes_per_message"]))] if wire else []
-        rows.append([*row, number(median(columns["load_us"]))])
+        rows.append([*row, "" if load.options.get("spin") else number(median(columns["load_us"]))])
     header = ["server", f"µs per {per}", "lowest – highest", *(f"× {SHORT[base]}" for base in load.bases)]
     return table([*header, *(["bytes on the wire"] if wire else []), "load's µs"], rows)
 

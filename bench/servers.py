@@ -127,7 +127,7 @@ SERVERS = {
         Server("realtime", "street_fast Realtime", "street_fast_realtime.py", dialect=REALTIME),
         Server(
             "history",
-            "street_fast Realtime with history",
+            "Realtime with history",
             "street_fast_realtime.py",
             dialect=REALTIME,
             environment={"HISTORY": "100"},

@@ -8,9 +8,12 @@
 //   loadgen idle     the same, then the memory that the server holds for them
 //
 // Options: --port --server-pid --path --echo-path --connections --echo-clients --rooms --size --message TEXT --hello
-// TEXT --ping TEXT --pong TEXT --burst --pipeline --seconds --rounds --in-flight. Prints one JSON object. `server_us`
-// is the CPU time of the server's process (clock_getcpuclockid, user and system, all threads) per message delivered,
-// `load_us` that of this program: a figure whose load_us is above its server_us measures the wrong program.
+// TEXT --ping TEXT --pong TEXT --burst --pipeline --seconds --rounds --in-flight --spin 1. Prints one JSON object.
+// `server_us` is the CPU time of the server's process (clock_getcpuclockid, user and system, all threads) per message
+// delivered, `load_us` that of this program: a figure whose load_us is above its server_us measures the wrong program.
+//
+// With --spin it never sleeps: waking it up is work of the kernel that would be the server's, and only of a server that
+// is slower than the load. Then its load_us says nothing.
 //
 // Client i is in room i % ROOMS, whose number stands for %d in a message or a hello. Hellos are for protocols on top of
 // WebSocket: a client sends the first one when the server has said something, the next one when it has said something
@@ -35,7 +38,7 @@ static const double WARM_UP_S = 0.3;
 static const double STALL_S = 20;
 
 static struct {
-    int port, connections, echo_clients, rooms, size, burst, pipeline, rounds, in_flight, hellos;
+    int port, connections, echo_clients, rooms, size, burst, pipeline, rounds, in_flight, hellos, spin;
     pid_t server;
     const char *path, *echo_path, *message, *hello[HELLOS], *ping, *pong;
     double seconds;
@@ -134,10 +137,19 @@ static void open_clients(int epoll, int first, int n, const char *path) {
     }
 }
 
+static int wait_for_input(int epoll, struct epoll_event *events, int timeout_ms) {
+    if (!opt.spin) return epoll_wait(epoll, events, EVENTS, timeout_ms);
+    double deadline = wall_s() + timeout_ms * 1e-3;
+    int ready;
+    do ready = epoll_wait(epoll, events, EVENTS, 0);
+    while (ready == 0 && wall_s() < deadline);
+    return ready;
+}
+
 // One wait and everything that it found. Returns the number of data frames; -1 if nothing came in time.
 static int64_t pump(int epoll, int timeout_ms, void (*on_frames)(Client *, unsigned)) {
     static struct epoll_event events[EVENTS];
-    int ready = epoll_wait(epoll, events, EVENTS, timeout_ms);
+    int ready = wait_for_input(epoll, events, timeout_ms);
     if (ready == 0) return -1;
     int64_t total = 0;
     for (int i = 0; i < ready; i++) {
@@ -377,7 +389,7 @@ static void parse_options(int argc, char **argv) {
         {"connections", 1, NULL, 'n'}, {"echo-clients", 1, NULL, 'e'}, {"size", 1, NULL, 's'},
         {"message", 1, NULL, 'm'}, {"burst", 1, NULL, 'b'}, {"pipeline", 1, NULL, 'l'}, {"seconds", 1, NULL, 't'},
         {"rounds", 1, NULL, 'r'}, {"in-flight", 1, NULL, 'f'}, {"rooms", 1, NULL, 'R'}, {"hello", 1, NULL, 'h'},
-        {"ping", 1, NULL, 'i'}, {"pong", 1, NULL, 'o'}, {NULL, 0, NULL, 0}};
+        {"ping", 1, NULL, 'i'}, {"pong", 1, NULL, 'o'}, {"spin", 1, NULL, 'w'}, {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (c) {
         case 'p': opt.port = atoi(optarg); break;
@@ -400,6 +412,7 @@ static void parse_options(int argc, char **argv) {
             break;
         case 'i': opt.ping = optarg; break;
         case 'o': opt.pong = optarg; break;
+        case 'w': opt.spin = atoi(optarg); break;
         default: fail("see the head of loadgen.c");
         }
     }
