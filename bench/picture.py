@@ -19,7 +19,7 @@ HEAD = 92
 PANEL_HEAD = 50
 
 OURS, OURS_SOFT, PEER, FLOOR = "#0f766e", "#7cc4bb", "#b3bac4", "#334155"
-COLOURS = {name: OURS for name in ("street_fast", "hub", "socket", "realtime", "history")}
+COLOURS = dict.fromkeys(("street_fast", "hub", "socket", "realtime", "history"), OURS)
 COLOURS |= {"floor": FLOOR, "pure": OURS_SOFT}
 
 TITLE = "What a message costs the server"
