@@ -5,9 +5,9 @@ The format is that of the HTML standard (WHATWG), section 9.2 "Server-sent event
 
 A stream is made before its response starts; what is sent until then waits. Then it is one of two:
 
-* HttpServer and aiohttp give it the transport (`SseStream.start`). Nothing of HTTP stays. Dirty streams are flushed
-  once per turn of the loop, in slices, as WebSockets are; what the kernel does not take stays here, except for the rest
-  of the batch in flight.
+* HttpServer, and what stands for it on uvicorn and aiohttp, gives it the transport (`SseStream.start`). Nothing of HTTP
+  stays. Dirty streams are flushed once per turn of the loop, in slices, as WebSockets are; what the kernel does not take
+  stays here, except for the rest of the batch in flight.
 * Somebody else iterates over it, such as Starlette's StreamingResponse. A chunk is a batch of whole events, and asking
   for the next one says that the client has taken the last.
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from street_fast._core import Timer
     from street_fast.messages import Message
 
-__all__ = ["SseStream", "StreamContext", "encode_comment", "encode_event", "limit_patience"]
+__all__ = ["SseStream", "StreamContext", "encode_comment", "encode_event"]
 
 logger = logging.getLogger("street_fast")
 
@@ -367,7 +367,7 @@ class SseStream:
             transport.abort()
             return
         self._transport = transport
-        limit_patience(transport, self._limits)
+        _limit_patience(transport, self._limits)
         # TLS takes a limit of 0 for one that is exceeded always.
         tls = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=self._limits.write_soft_bytes if tls else 0)
@@ -667,7 +667,7 @@ class _Receiver(asyncio.Protocol):
         self._stream._lose("the client went away")
 
 
-def limit_patience(transport: asyncio.BaseTransport, limits: Limits) -> None:
+def _limit_patience(transport: asyncio.BaseTransport, limits: Limits) -> None:
     """Makes the kernel give up a client that does not acknowledge what it gets (RFC 5482); TCP alone takes 15 min."""
     sock = transport.get_extra_info("socket")
     if sock is None or not hasattr(socket, "TCP_USER_TIMEOUT"):

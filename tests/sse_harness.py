@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from street_fast.request import Request
@@ -16,6 +17,9 @@ from tests.http_harness import Wire, settle
 if TYPE_CHECKING:
     from street_fast._core import LoopContext
     from street_fast.sse import SseStream
+
+
+_LINE_END = re.compile("\r\n|\r|\n")
 
 
 class Event(NamedTuple):
@@ -49,16 +53,14 @@ class EventSource:
         if text and not self._begun:
             self._begun = True
             text = text.removeprefix("\ufeff")
-        for character in text:
-            if character == "\n" and self._after_cr:
-                self._after_cr = False
-            elif character in "\r\n":
-                self._after_cr = character == "\r"
-                line, self._line = self._line, ""
+        if text and self._after_cr:
+            text = text.removeprefix("\n")
+            self._after_cr = False
+        if text:
+            self._after_cr = text.endswith("\r")
+            *lines, self._line = _LINE_END.split(self._line + text)
+            for line in lines:
                 self._take_line(line)
-            else:
-                self._after_cr = False
-                self._line += character
         return self
 
     def _take_line(self, line: str) -> None:

@@ -1,8 +1,9 @@
 """Plain routes in front of an ASGI application: requests for exactly these paths are answered here, the rest goes on.
 
-An event stream goes out as chunks of the response, and ``http.disconnect`` ends it. A client that does not take its
-chunks waits in ``send``; when its stream has ended (see `sse`), `cut` is called to end the connection itself, which an
-ASGI application cannot do.
+An event stream takes the transport over, if the server can be made to let go of it (`let_go`). Otherwise it goes out as
+chunks of the response, and ``http.disconnect`` ends it. Then a client that does not take its chunks waits in ``send``;
+when its stream has ended (see `sse`) an exception tells the server to end the connection, which is all that an ASGI
+application can do.
 
 The lifespan of the application is accompanied: startup hooks run before the application's startup, shutdown hooks
 after its shutdown. If the application knows no lifespan, or is not to get one, the server talks to us alone.
@@ -58,11 +59,9 @@ class AsgiRoutes(HttpServer):
         """The application with the routes in front of it."""
         return functools.partial(self._serve_scope, app)
 
-    def stream_starts(self, send: Send) -> None:
-        """A stream is about to go out through `send`."""
-
-    def cut(self, send: Send) -> None:
-        """End the connection behind `send` at once."""
+    def let_go(self, send: Send) -> asyncio.Transport | None:
+        """Make the server forget the connection behind `send`; its transport, or None if that cannot be done."""
+        return None
 
     async def _serve_scope(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -117,38 +116,54 @@ class AsgiRoutes(HttpServer):
                 return body
 
     async def _stream(self, stream: SseStream, method: str, receive: Receive, send: Send) -> None:
-        all_taken = False  # the client has what it was given, and the stream has the turn
-
-        def ended(_: SseStream) -> None:
-            if not all_taken:
-                self.cut(send)
-
-        start = _start(200, [*stream.headers, ("Connection", "close")])
         if method == "HEAD":
             stream.abort()
-            await send(start)
+            await send(_start(200, stream.headers))
             await send({"type": "http.response.body"})
             return
+        transport = self.let_go(send)
         self.stream_begins(stream)
-        self.stream_starts(send)
+        if transport is not None:
+            stream.start(transport, stream.head())
+        else:
+            await self._send_chunks(stream, receive, send)
+
+    async def _send_chunks(self, stream: SseStream, receive: Receive, send: Send) -> None:
+        sending = asyncio.current_task()
+        stuck = False  # the stream has ended while the client did not take what it was given
+        waits_for_client = False
+        gone = False
+
+        def ended(_: SseStream) -> None:
+            nonlocal stuck
+            if waits_for_client and not gone and sending is not None:
+                stuck = True
+                sending.cancel()
+
+        async def end_with_the_client() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            stream.abort()
+
         stream.add_close_callback(ended)
-        watching = asyncio.ensure_future(_end_with_the_client(stream, receive))
+        watching = asyncio.ensure_future(end_with_the_client())
         chunks = stream.__aiter__()
         try:
-            await send(start)
-            while True:
-                all_taken = True
-                chunk = await anext(chunks, None)
-                all_taken = False
-                if chunk is None:
-                    break
+            await send(_start(200, [*stream.headers, ("Connection", "close")]))
+            async for chunk in chunks:
+                waits_for_client = True
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                waits_for_client = False
             await asyncio.wait_for(send({"type": "http.response.body"}), self.limits.abort_timeout_s)
-        except asyncio.TimeoutError:
-            self.cut(send)
+        except (asyncio.CancelledError, asyncio.TimeoutError) as error:
+            if stuck or isinstance(error, asyncio.TimeoutError):
+                raise ConnectionAbortedError("the client does not take what is sent to it") from None
+            raise
         finally:
             watching.cancel()
-            all_taken = True
+            waits_for_client = False
             stream.abort()
             await chunks.aclose()
 
@@ -204,12 +219,6 @@ class AsgiRoutes(HttpServer):
             await self.close()
             await send({"type": "lifespan.shutdown.complete"})
         return bool(said)
-
-
-async def _end_with_the_client(stream: SseStream, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    stream.abort()
 
 
 def _make_request(scope: Scope, body: bytes) -> Request:

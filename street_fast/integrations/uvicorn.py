@@ -19,14 +19,15 @@ there without us and calls it as uvicorn does.
 * A client may send frames behind its request without waiting; uvicorn forgets them. They are looked up in the HTTP
   protocol: ``conn.trailing_data`` of h11; for httptools, a subclass keeps what is being parsed. Other HTTP protocols
   lose them.
-* Plain routes (`add_routes`) stand in front of the application, see `asgi`. Event streams are closed when uvicorn shuts
-  down (under HTTP protocols other than h11 and httptools: when their clients go).
+* Plain routes (`add_routes`) stand in front of the application, see `asgi`. For an event stream, h11 and httptools are
+  told that they have lost their connection; under other HTTP protocols it is a response of uvicorn's, and uvicorn waits
+  for its client to go when it shuts down.
 * A server lives in one process, so a Config with one attached cannot be sent to others (`workers`, `reload`): it
   raises ConfigurationError there. Let each process make its own Config and attach to it.
 
 Used of uvicorn, besides the attributes of Config: ``HTTP_PROTOCOLS``, ``WS_PROTOCOLS`` and ``import_from_string``, to
 find out what a name in a Config stands for; ``ServerState.connections`` and ``tasks``; of the HTTP protocols
-``server_state``, ``conn`` and ``cycle.response_complete``; and of their cycles ``transport``. None of them is private.
+``server_state``, ``conn`` and ``cycle.response_complete``; of their cycles ``transport`` and ``flow``. None is private.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ from street_fast.errors import ConfigurationError
 from street_fast.integrations.asgi import AsgiRoutes
 from street_fast.integrations.handover import Handover
 from street_fast.request import Request, Response
-from street_fast.sse import limit_patience
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -174,23 +174,16 @@ class _Routes(AsgiRoutes):
         super().__init__(routes, limits, lifespan)
         self._guest = _Guest(self.close)
 
-    def stream_starts(self, send: object) -> None:
-        transport = _transport_of(send)
-        if transport is not None:
-            http: Any = transport.get_protocol()
-            self._guest.check_in(http.server_state)
-            limit_patience(transport, self.limits)
-
-    def cut(self, send: object) -> None:
-        transport = _transport_of(send)
-        if transport is not None:
-            transport.abort()
-
-
-def _transport_of(send: object) -> asyncio.Transport | None:
-    """The transport that an ASGI application writes to with `send`, if that is uvicorn's own and HTTP/1.1."""
-    cycle = getattr(send, "__self__", None)
-    return cycle.transport if isinstance(cycle, (RequestResponseCycle, H11Cycle)) else None
+    def let_go(self, send: object) -> asyncio.Transport | None:
+        cycle = getattr(send, "__self__", None)
+        if not isinstance(cycle, (RequestResponseCycle, H11Cycle)) or cycle.transport.is_closing():
+            return None
+        transport = cycle.transport
+        http: Any = transport.get_protocol()
+        self._guest.check_in(http.server_state)
+        cycle.flow.resume_reading()  # it pauses behind a pipelined request, and an end could not be seen
+        http.connection_lost(ConnectionAbortedError("an event stream takes the connection over"))
+        return transport
 
 
 class _House:

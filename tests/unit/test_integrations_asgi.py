@@ -22,19 +22,8 @@ LIMITS = Limits(request_body_bytes=100, handshake_timeout_s=0.05, abort_timeout_
 
 
 class Front(AsgiRoutes):
-    """Notes what it would do to connections."""
-
     def __init__(self, routes: list[Route], limits: Limits = LIMITS, lifespan: str = "auto") -> None:
         super().__init__(routes, limits, lifespan)
-        self.cuts = 0
-        self.streams_started = 0
-
-    def cut(self, send: Any) -> None:
-        self.cuts += 1
-        send.__self__.broken.set()
-
-    def stream_starts(self, send: Any) -> None:
-        self.streams_started += 1
 
 
 class Exchange:
@@ -244,7 +233,6 @@ async def test_a_stream(streaming):
     assert exchange.sent[-1] == {"type": "http.response.body"}
     assert [event.data for event in exchange.source.events] == ["early", "one", "two"]
     assert stream.ended
-    assert (streaming.cuts, streaming.streams_started) == (0, 1)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -261,7 +249,6 @@ async def test_a_client_that_leaves(streaming):
     exchange.disconnect()
     await asyncio.wait_for(exchange.running, 5)
     assert streaming.made[0].ended
-    assert streaming.cuts == 0
 
 
 async def test_a_client_that_leaves_while_a_chunk_is_sent(streaming):
@@ -271,6 +258,8 @@ async def test_a_client_that_leaves_while_a_chunk_is_sent(streaming):
     streaming.made[0].send("x")
     await settle()
     exchange.disconnect()
+    await settle()
+    exchange.broken.set()  # as servers do then
     await asyncio.wait_for(exchange.running, 5)
     assert streaming.made[0].ended
 
@@ -284,8 +273,8 @@ async def test_the_connection_of_a_client_that_takes_nothing_is_cut(streaming):
     await settle()
     while stream.send("x" * 10_000):
         pass
-    await asyncio.wait_for(exchange.running, 5)
-    assert streaming.cuts == 1
+    with pytest.raises(ConnectionAbortedError):
+        await asyncio.wait_for(exchange.running, 5)
     assert stream.ended
 
 
@@ -294,8 +283,8 @@ async def test_the_connection_of_a_client_that_does_not_take_the_end_is_cut(stre
     await settle()
     exchange.stalled = True
     streaming.made[0].close()
-    await asyncio.wait_for(exchange.running, 5)
-    assert streaming.cuts == 1
+    with pytest.raises(ConnectionAbortedError):
+        await asyncio.wait_for(exchange.running, 5)
 
 
 @pytest.mark.parametrize("where", ["waiting", "sending"])
