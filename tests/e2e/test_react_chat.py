@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(not (CLIENT / "node_modules").exists(), reason="clients/js is not installed (npm ci)"),
 ]
 
+expect.set_options(timeout=10_000)
+
 EXECUTE = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
 
 
