@@ -54,7 +54,7 @@ wheel: $(VENV)/wheel ## sdist and manylinux wheel in dist/, tried in a clean env
 
 clean: ## remove .venv and everything that was built
 	@rm -rf $(VENV) build dist street_fast.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	@rm -rf clients/*/node_modules clients/*/dist
+	@rm -rf clients/*/node_modules clients/*/dist examples/*/node_modules examples/*/dist bench/peers/*/node_modules
 	@rm -f street_fast/*.so street_fast/*.c
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
