@@ -1,0 +1,8 @@
+export function EmptyState({ title, text }: { title: string; text: string }) {
+  return (
+    <div className="empty">
+      <strong>{title}</strong>
+      <span>{text}</span>
+    </div>
+  );
+}
