@@ -5,9 +5,9 @@ The format is that of the HTML standard (WHATWG), section 9.2 "Server-sent event
 
 A stream is made before its response starts; what is sent until then waits. Then it is one of two:
 
-* HttpServer, and what stands for it on uvicorn and aiohttp, gives it the transport (`SseStream.start`). Nothing of HTTP
-  stays. Dirty streams are flushed once per turn of the loop, in slices, as WebSockets are; what the kernel does not take
-  stays here, except for the rest of the batch in flight.
+* HttpServer, and what stands for it on uvicorn and aiohttp, gives it the transport (`SseStream.start`). Nothing of
+  HTTP stays. Dirty streams are flushed once per turn of the loop, in slices, as WebSockets are; what the kernel does
+  not take stays here, except for the rest of the batch in flight.
 * Somebody else iterates over it, such as Starlette's StreamingResponse. A chunk is a batch of whole events, and asking
   for the next one says that the client has taken the last.
 

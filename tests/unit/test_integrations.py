@@ -42,12 +42,19 @@ class Site:
         self.record: list[str] = []
         self.options: dict[str, Any] = {}
         self.port = 0
+        self.asked = asyncio.Event()
+        self.release = asyncio.Event()
 
     def stream(self, request: Request) -> SseStream:
         stream = SseStream(headers=[("X-More", request.query.get("more", ""))], limits=self.limits)
         stream.send("early")
         self.streams.append(stream)
         return stream
+
+    async def later(self, request: Request) -> SseStream:
+        self.asked.set()
+        await self.release.wait()
+        return self.stream(request)
 
     async def echo(self, request: Request) -> Response:
         await asyncio.sleep(0)
@@ -57,7 +64,8 @@ class Site:
         return Response.text(text, 201, [("X-One", "1")] * (2 if "twice" in request.query else 1))
 
     def add_routes(self, http: Any) -> None:
-        routes = [("GET", "/stream", self.stream), ("POST", "/echo", self.echo), ("GET", "/echo", self.echo)]
+        routes = [("GET", "/stream", self.stream), ("GET", "/later", self.later)]
+        routes += [("POST", "/echo", self.echo), ("GET", "/echo", self.echo)]
         front = add_routes(http, routes, self.limits)
 
         async def start() -> None:
@@ -309,13 +317,31 @@ async def test_a_client_that_does_not_read_is_cut_off(site: Site) -> None:
         await until(lambda: client.writer.write(b"x") or client.writer.transport.is_closing())
 
 
-async def test_a_request_behind_a_stream_has_no_answer(site: Site) -> None:
+@pytest.mark.parametrize("by", ["server", "client"])
+async def test_a_request_behind_a_stream_has_no_answer(site: Site, by: str) -> None:
     async with site.serving(), site.client(head("GET", "/stream") + head("GET", "/echo")) as client:
         await client.head()
         await client.events(1)
-        site.streams[0].close()
-        data = await asyncio.wait_for(client.reader.read(), 5)
-        assert b"HTTP/1.1" not in data
+        (stream,) = site.streams
+        if by == "server":
+            stream.close()
+            data = await asyncio.wait_for(client.reader.read(), 5)
+            assert b"HTTP/1.1" not in data
+        else:
+            client.writer.close()
+        await until(lambda: stream.ended)
+
+
+async def test_a_request_behind_one_that_waits_does_not_hide_the_end(site: Site) -> None:
+    async with site.serving(), site.client(head("GET", "/later")) as client:
+        await site.asked.wait()
+        client.writer.write(head("GET", "/echo"))
+        await asyncio.sleep(0.01)  # it is read, and no more
+        site.release.set()
+        await client.head()
+        await client.events(1)
+        client.writer.close()
+        await until(lambda: site.streams[0].ended)
 
 
 async def test_a_shutdown_does_not_wait_for_streams(site: Site) -> None:
@@ -331,6 +357,29 @@ async def test_a_shutdown_does_not_wait_for_streams(site: Site) -> None:
             rest = asyncio.ensure_future(client.rest())
         assert await rest == ["early", "last"]
         assert all(stream.ended for stream in site.streams)
+
+
+@pytest.mark.parametrize("kind", FRONTS[1:3])
+async def test_streams_end_when_uvicorn_begins_to_shut_down(kind: str) -> None:
+    """And not only when it has waited for requests."""
+    site = Site(kind)
+    release = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await release.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    site.options = {"app": slow}
+    async with contextlib.AsyncExitStack() as clients:
+        async with site.serving():
+            await clients.enter_async_context(site.client(head("GET", "/slow")))
+            client = await clients.enter_async_context(site.client(head("GET", "/stream")))
+            await (await client.head()).events(1)
+            ended = asyncio.ensure_future(client.rest())
+            ended.add_done_callback(lambda _: release.set())
+        await ended
 
 
 @pytest.mark.parametrize("lifespan", ["on", "auto", "off"])
