@@ -34,8 +34,9 @@ from street_fast.messages import Envelope, MalformedMessage, decode, error_messa
 from street_fast.rates import ABUSIVE_REASON, DROPPED_MESSAGE, Rates, Verdict
 from street_fast.refusals import BEARER, Refused, checked_text, decoded
 from street_fast.request import Request, Response
-from street_fast.sse import SseStream, StreamContext
+from street_fast.sse import SseStream
 from street_fast.sse_peer import Opening, SsePeer, positions_of
+from street_fast.stream_context import StreamContext
 from street_fast.street_socket import UNHANDLED
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ The format is that of the HTML standard (WHATWG), section 9.2 "Server-sent event
 A stream is made before its response starts; what is sent until then waits. Then it is one of two:
 
 * HttpServer, and what stands for it on uvicorn and aiohttp, gives it the transport (`SseStream.start`). Nothing of
-  HTTP stays. Dirty streams are flushed once per turn of the loop, in slices, as WebSockets are; what the kernel does
-  not take stays here, except for the rest of the batch in flight.
+  HTTP stays. What the kernel does not take stays here, except for the rest of the batch in flight.
 * Somebody else iterates over it, such as Starlette's StreamingResponse. A chunk is a batch of whole events, and asking
   for the next one says that the client has taken the last.
 
@@ -25,28 +24,28 @@ import logging
 import re
 import secrets
 import socket
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from street_fast._core import LoopContext
 from street_fast.errors import CloseCode, ConnectionClosed
 from street_fast.limits import Limits, checked_limits
 from street_fast.messages import encode
 from street_fast.request import Response
+from street_fast.stream_context import StreamContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
-    from street_fast._core import Timer
+    from street_fast._core import LoopContext, Timer
     from street_fast.messages import Message
 
-__all__ = ["SseStream", "StreamContext", "encode_comment", "encode_event"]
+__all__ = ["SseStream", "encode_comment", "encode_event"]
 
 logger = logging.getLogger("street_fast")
 
 _BATCH_BYTES = 16_384  # given to the transport, or to the consumer, at once, unless one event is larger
 _BATCH_EVENTS = 64
-_SLICE_S = 0.001  # of a flush, before the loop gets its turn
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -102,78 +101,6 @@ class _State(enum.IntEnum):
 _OPEN, _CLOSING, _ENDED = _State
 
 
-class StreamContext:
-    """What the streams of one event loop share: the flush, and counters."""
-
-    __slots__ = ("_dirty", "_dropped", "_ended", "_opened", "_scheduled", "_slow", "loop_context")
-
-    def __init__(self, loop_context: LoopContext) -> None:
-        self.loop_context = loop_context
-        self._dirty: deque[SseStream] = deque()
-        self._scheduled = False
-        self._opened = 0
-        self._ended = 0
-        self._dropped = 0
-        self._slow = 0
-
-    @staticmethod
-    def of(loop_context: LoopContext | None = None) -> StreamContext:
-        """The one that belongs to `loop_context` (default: that of the running loop), made at first use."""
-        if loop_context is None:
-            loop_context = LoopContext.of()
-        loop: Any = loop_context.loop
-        known: StreamContext | None = getattr(loop, "_street_fast_streams", None)
-        if known is None or known.loop_context is not loop_context:
-            known = loop._street_fast_streams = StreamContext(loop_context)
-        return known
-
-    def stats(self) -> dict[str, int]:
-        """Open streams, streams opened since the start, droppable events dropped, slow consumers closed."""
-        return {
-            "streams": self._opened - self._ended,
-            "streams_opened": self._opened,
-            "events_dropped": self._dropped,
-            "slow_consumers": self._slow,
-        }
-
-    def opened(self) -> None:
-        """A stream began."""
-        self._opened += 1
-
-    def ended(self) -> None:
-        """A stream that began has ended."""
-        self._ended += 1
-
-    def dropped(self) -> None:
-        """A droppable event was dropped."""
-        self._dropped += 1
-
-    def slow(self) -> None:
-        """A slow consumer is closed."""
-        self._slow += 1
-
-    def add_dirty(self, stream: SseStream) -> None:
-        """See to it that `stream.flush()` is called before long. The stream sees to it that it is not here twice."""
-        self._dirty.append(stream)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop_context.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._scheduled = False
-        time = self.loop_context.time
-        deadline = time() + _SLICE_S
-        while self._dirty:
-            self._dirty.popleft().flush()
-            if time() >= deadline:
-                break
-        if self._dirty:
-            self._schedule()
-
-
 class SseStream:
     """A stream of events to one client: return it from a handler of HttpServer, or iterate over it.
 
@@ -196,7 +123,6 @@ class SseStream:
         "_context",
         "_deadline",
         "_dirty",
-        "_limits",
         "_progress_time",
         "_queue",
         "_queued",
@@ -210,6 +136,7 @@ class SseStream:
         "_wakeup",
         "headers",
         "id",
+        "limits",
     )
 
     HEADERS: ClassVar[dict[str, str]] = {
@@ -228,7 +155,7 @@ class SseStream:
     def __init__(self, *, headers: Iterable[tuple[str, str]] = (), limits: Limits | None = None) -> None:
         self.id = secrets.token_urlsafe(16)
         self.headers: list[tuple[str, str]] = [*self.HEADERS.items(), *headers]
-        self._limits = checked_limits(limits)
+        self.limits = checked_limits(limits)
         self._context: StreamContext | None = None  # known once it has started
         self._transport: asyncio.Transport | None = None
         self._state = _OPEN
@@ -276,10 +203,14 @@ class SseStream:
         """Bytes that were sent here and that nobody has taken, as far as is known."""
         return self._queued + self._unsent
 
+    def bytes_held(self) -> float:
+        """What would be freed without this stream: of an event that others hold too, its part."""
+        # Two references are of the loop and the call, one of them from Python 3.14 on.
+        return self._unsent + sum(len(event) / max(1, sys.getrefcount(event) - 2) for event in self._queue)
+
     def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} {self._state.name.lower()}, {self.bytes_buffered} bytes wait>"  # the id is a key
-        )
+        # Without the id, which may be a key: who knows that of a client of Realtime can speak for it.
+        return f"<{type(self).__name__} {self._state.name.lower()}, {self.bytes_buffered} bytes wait>"
 
     # --- out ---
 
@@ -310,7 +241,7 @@ class SseStream:
         """
         if self._state is not _OPEN:
             return False
-        if self._queued + self._unsent > self._limits.write_soft_bytes and not self._has_room(droppable):
+        if self._queued + self._unsent > self.limits.write_soft_bytes and not self._has_room(droppable):
             return False
         if head:
             self._append(head)
@@ -333,10 +264,23 @@ class SseStream:
         """Waits until at most ``Limits.write_soft_bytes`` wait. Raises ConnectionClosed if the stream ends before."""
         if self._state is _ENDED:
             raise ConnectionClosed(self._close_code, self._close_reason)
-        if self._queued + self._unsent > self._limits.write_soft_bytes:
+        if self._queued + self._unsent > self.limits.write_soft_bytes:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(future)
             await future
+
+    def evict(self, why: str) -> None:
+        """Closes the stream of a client that is too slow. References to what it will not get are let go at once."""
+        if self._state is not _OPEN:
+            return
+        logger.debug("an event stream is closed: %s", why)
+        if self._context is not None:
+            self._context.slow()
+        self._queue.clear()
+        self._queued = 0
+        if self.farewell:
+            self._append(self.farewell)
+        self._begin_close(CloseCode.SLOW_CONSUMER, why)
 
     def add_close_callback(self, callback: Callable[[Any], object]) -> None:
         """Calls ``callback(self)`` once, when the stream has ended; now, if it has."""
@@ -367,10 +311,10 @@ class SseStream:
             transport.abort()
             return
         self._transport = transport
-        _limit_patience(transport, self._limits)
+        _limit_patience(transport, self.limits)
         # TLS takes a limit of 0 for one that is exceeded always.
         tls = transport.get_extra_info("sslcontext") is not None
-        transport.set_write_buffer_limits(high=self._limits.write_soft_bytes if tls else 0)
+        transport.set_write_buffer_limits(high=self.limits.write_soft_bytes if tls else 0)
         self._append(head, first=True)
         self.flush()
 
@@ -400,10 +344,12 @@ class SseStream:
     def paused(self) -> None:
         """The transport has a backlog."""
         assert self._transport is not None
+        assert self._context is not None
         self._blocked = True
         self._unsent = self._transport.get_write_buffer_size()
+        self._context.note_slow(self)
         self._progress_time = self._now()
-        self._look_again_in(self._limits.write_stall_timeout_s / 4)
+        self._look_again_in(self.limits.write_stall_timeout_s / 4)
 
     def resumed(self) -> None:
         """The transport has given everything away."""
@@ -448,7 +394,7 @@ class SseStream:
         self._context = context
         context.opened()
         if self._state is _ENDED:
-            context.ended()
+            context.ended(self)
             return
         if self._close_code == CloseCode.SLOW_CONSUMER:
             context.slow()
@@ -456,7 +402,7 @@ class SseStream:
         if self._state is _CLOSING:
             self._set_deadline()
         else:
-            self._look_again_in(self._limits.sse_ping_interval_s)
+            self._look_again_in(self.limits.sse_ping_interval_s)
 
     def _now(self) -> float:
         assert self._context is not None
@@ -470,12 +416,12 @@ class SseStream:
             else:
                 self.flush()
         waiting = self._queued + self._unsent
-        if droppable and waiting > self._limits.write_soft_bytes:
+        if droppable and waiting > self.limits.write_soft_bytes:
             if self._context is not None:
                 self._context.dropped()
             return False
-        if waiting > self._limits.write_hard_bytes:
-            self._evict(f"more than {self._limits.write_hard_bytes} bytes wait for you")
+        if waiting > self.limits.write_hard_bytes:
+            self.evict(f"more than {self.limits.write_hard_bytes} bytes wait for you")
         return self._state is _OPEN
 
     def _append(self, event: bytes, *, first: bool = False) -> None:
@@ -494,7 +440,8 @@ class SseStream:
             self._wake_consumer()
         elif len(self._queue) == 1:  # from now on the consumer keeps somebody waiting
             self._progress_time = self._sent_time
-            self._look_again_in(self._limits.write_stall_timeout_s / 4)
+            self._context.note_slow(self)
+            self._look_again_in(self.limits.write_stall_timeout_s / 4)
 
     def _take(self) -> list[bytes]:
         """The next batch: whole events."""
@@ -517,25 +464,13 @@ class SseStream:
             wakeup.set_result(None)
 
     def _wake_drained(self) -> None:
-        if self._waiters and self._queued + self._unsent <= self._limits.write_soft_bytes:
+        if self._waiters and self._queued + self._unsent <= self.limits.write_soft_bytes:
             waiters, self._waiters = self._waiters, []
             for future in waiters:
                 if not future.done():
                     future.set_result(None)
 
     # --- the end ---
-
-    def _evict(self, why: str) -> None:
-        """References to what it will not get are let go at once."""
-        if self._state is not _OPEN:
-            return
-        if self._context is not None:
-            self._context.slow()
-        self._queue.clear()
-        self._queued = 0
-        if self.farewell:
-            self._append(self.farewell)
-        self._begin_close(CloseCode.SLOW_CONSUMER, why)
 
     def _begin_close(self, code: int, reason: str) -> None:
         if self._state is not _OPEN:
@@ -557,8 +492,8 @@ class SseStream:
             self._context.add_dirty(self)
 
     def _set_deadline(self) -> None:
-        self._deadline = self._now() + self._limits.abort_timeout_s
-        self._look_again_in(self._limits.abort_timeout_s)
+        self._deadline = self._now() + self.limits.abort_timeout_s
+        self._look_again_in(self.limits.abort_timeout_s)
 
     def _lose(self, reason: str) -> None:
         """The end, however it came."""
@@ -574,7 +509,7 @@ class SseStream:
             self._timer.cancel()
             self._timer = None
         if self._context is not None:
-            self._context.ended()
+            self._context.ended(self)
         self._wake_consumer()
         transport, self._transport = self._transport, None
         if transport is not None:
@@ -612,16 +547,16 @@ class SseStream:
             self._lose(self._close_reason)
         elif self._state is _OPEN and self._is_waited_for():
             self._look_at_progress(now)
-        elif self._state is _OPEN and now - self._sent_time >= self._limits.sse_ping_interval_s:
+        elif self._state is _OPEN and now - self._sent_time >= self.limits.sse_ping_interval_s:
             self._append(self.heartbeat)
         if self._timer is None:
             return
         if self._state is _CLOSING:
             self._timer.reschedule(self._deadline - now)
         elif self._is_waited_for():
-            self._timer.reschedule(self._limits.write_stall_timeout_s / 4)
+            self._timer.reschedule(self.limits.write_stall_timeout_s / 4)
         else:
-            self._timer.reschedule(self._sent_time + self._limits.sse_ping_interval_s - now)
+            self._timer.reschedule(self._sent_time + self.limits.sse_ping_interval_s - now)
 
     def _is_waited_for(self) -> bool:
         """Whether the client has to take something before anything else can go out."""
@@ -631,14 +566,14 @@ class SseStream:
 
     def _look_at_progress(self, now: float) -> None:
         """Closes the stream of a client that takes nothing."""
-        stall_s = self._limits.write_stall_timeout_s
+        stall_s = self.limits.write_stall_timeout_s
         if self._transport is not None:
             left = self._transport.get_write_buffer_size()
             if left < self._unsent:
                 self._progress_time = now
             self._unsent = left
         if now - self._progress_time >= stall_s:
-            self._evict(f"nothing was read for {stall_s:g} s")
+            self.evict(f"nothing was read for {stall_s:g} s")
 
 
 class _Receiver(asyncio.Protocol):

@@ -18,7 +18,8 @@ from street_fast.http_server import HttpServer
 from street_fast.integrations import add_routes
 from street_fast.limits import Limits
 from street_fast.request import Request, Response
-from street_fast.sse import SseStream, StreamContext
+from street_fast.sse import SseStream
+from street_fast.stream_context import StreamContext
 from tests.http_harness import head, parse, until
 from tests.sse_harness import EventSource
 

@@ -15,7 +15,8 @@ from street_fast._core import LoopContext
 from street_fast.errors import CloseCode, ConfigurationError, ConnectionClosed
 from street_fast.http_server import HttpServer
 from street_fast.limits import Limits
-from street_fast.sse import SseStream, StreamContext, encode_comment, encode_event
+from street_fast.sse import SseStream, encode_comment, encode_event
+from street_fast.stream_context import StreamContext
 from tests.http_harness import Clock, Wire, exchange, head, on_loop, serving, settle, until
 from tests.sse_harness import EventSource, split
 
@@ -205,7 +206,13 @@ async def test_a_stream_from_head_to_end():
     assert bench.wire.lost
     assert not bench.wire.aborted
     bench.assert_gone()
-    assert bench.stats == {"streams": 0, "streams_opened": 1, "events_dropped": 0, "slow_consumers": 0}
+    assert bench.stats == {
+        "streams": 0,
+        "streams_opened": 1,
+        "bytes_waiting": 0,
+        "events_dropped": 0,
+        "slow_consumers": 0,
+    }
 
 
 async def test_what_is_sent_in_one_turn_is_one_write(monkeypatch):
