@@ -223,7 +223,7 @@ class SseStream:
         retry_ms: int | None = None,
         droppable: bool = False,
     ) -> bool:
-        """Queues one event; see `encode_event`. Never blocks.
+        """Queues one event; see `encode_event`. Never blocks, and calls no close callback.
 
         False if the stream is closed, if that happens now because the client is too slow, or if `droppable` and more
         than ``Limits.write_soft_bytes`` wait already.
@@ -335,7 +335,9 @@ class SseStream:
                     transport.writelines(batch)
             except Exception as error:
                 logger.debug("an event stream is lost: writing failed", exc_info=error)
-                self._lose(f"writing failed: {error}")
+                # Not now: whoever sends to many streams may not expect that one of them ends meanwhile.
+                asyncio.get_running_loop().call_soon(self._lose, f"writing failed: {error}")
+                self._blocked = True
                 return
         self._wake_drained()
         if self._state is _CLOSING and not self._queue and not self._blocked:

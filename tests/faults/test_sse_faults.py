@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +18,12 @@ from websockets.asyncio.client import connect
 
 from street_fast._core import LoopContext
 from street_fast.backplanes import History
+from street_fast.http_connection import HttpConnection
 from street_fast.http_server import HttpServer
 from street_fast.limits import Limits
 from street_fast.realtime import Realtime
+from street_fast.session import Session
+from street_fast.sse_peer import Opening, SsePeer
 from tests.http_harness import head, parse, until
 from tests.sse_harness import EventSource
 
@@ -272,6 +277,14 @@ async def test_clients_that_vanish_at_any_moment_leave_nothing(kind: str, seed: 
         assert realtime._http_side.stream_count == 0
         assert realtime.server.other_connections == 0
         await until(lambda: not realtime.exchange._tasks)
+        assert alive() == Counter()
+
+
+def alive() -> Counter[str]:
+    """What there is for each client, and should not be without one; also as garbage that nobody has collected."""
+    gc.collect()
+    kinds = (SsePeer, Session, HttpConnection, Opening)
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
 
 
 async def test_a_client_that_lies_about_everything() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import random
 import re
+import socket
 import weakref
 
 import pytest
@@ -468,7 +469,12 @@ async def test_a_transport_that_raises():
         raise OSError("no")
 
     bench.wire.write = write
+    while bench.stream.send("x" * 300):  # until it looks whether there is room
+        assert not bench.ended
+        if bench.stream.bytes_buffered > LIMITS.write_soft_bytes:
+            break
     bench.stream.send("x")
+    assert not bench.ended
     await settle()
     bench.assert_gone()
 
@@ -818,6 +824,32 @@ def test_a_stream_of_megabytes(on_loop):
 
     _, source = split(on_loop(main))
     assert [int(event.data.split()[0]) for event in source.events] == list(range(3_000))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux")
+def test_the_kernel_gives_up_a_client_that_acknowledges_nothing(on_loop):
+    """A machine that is gone sends no FIN, and TCP by itself goes on for a quarter of an hour."""
+    server = HttpServer()
+    patience = []
+
+    @server.get("/")
+    def stream(_request):
+        stream = SseStream(limits=Limits(sse_ping_interval_s=5, pong_timeout_s=7))
+
+        def look() -> None:
+            sock = stream._transport.get_extra_info("socket")
+            patience.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+            stream.close()
+
+        asyncio.get_running_loop().call_soon(look)
+        return stream
+
+    async def main():
+        async with serving(server):
+            await exchange(server, head())
+
+    on_loop(main)
+    assert patience == [12_000]
 
 
 def test_closing_the_server_does_not_wait_for_streams(on_loop):
