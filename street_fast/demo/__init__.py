@@ -131,9 +131,9 @@ def build() -> HttpServer:
         response = Response(200, resources.files(__package__).joinpath(name).read_bytes(), headers)
         http.get(path, lambda _, response=response: response)
     chat = Chat()
+    http.on_shutdown(chat.stop)  # before the Realtime closes, and started after it
     chat.realtime.attach(http)
     http.on_startup(chat.start)
-    http.on_shutdown(chat.stop)
     return http
 
 

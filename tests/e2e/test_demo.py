@@ -386,6 +386,37 @@ async def test_what_is_said_after_the_end_is_sent_when_it_goes_on(visit, demo):
         await expect(page.locator(".message:not(.pending) .bubble")).to_have_text(["one", "two"])
 
 
+async def test_what_the_server_does_not_take_says_so_and_can_be_tried_again(visit):
+    ada, ben = await visit(), await visit("Ben")
+    refusing = True
+
+    def serve(route: WebSocketRoute) -> None:
+        server = route.connect_to_server()
+
+        def sent(message: str | bytes) -> None:
+            event = json.loads(message)
+            if refusing and event["type"] == "publish":
+                route.send(json.dumps({**event, "type": "error", "data": {"code": "rate_limited", "message": "no"}}))
+            else:
+                server.send(message)
+
+        route.on_message(sent)
+
+    await ada.route_web_socket("**/realtime?*", serve)
+    await ada.get_by_label("Your name", exact=True).fill("Ada")
+    await ada.get_by_label("Your name", exact=True).press("Enter")
+    await say(ada, "one")
+    await say(ada, "two")
+    await expect(ada.locator(".not-sent")).to_have_count(2)
+    await expect(ada.locator(".not-sent").first).to_contain_text("Not sent. Too many messages at once.")
+    refusing = False
+    await ada.get_by_role("button", name="Drop it").first.click()
+    await ada.get_by_role("button", name="Try again").click()
+    for page in (ada, ben):
+        await expect(page.locator(".message:not(.pending) .bubble")).to_have_text("two")
+    await expect(ada.locator(".not-sent")).to_have_count(0)
+
+
 async def test_a_private_note_reaches_one_member(visit):
     ada, ben, eve = await visit("Ada"), await visit("Ben"), await visit("Eve")
     second = await visit("Ben", context=ben.context)

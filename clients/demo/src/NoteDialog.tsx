@@ -41,7 +41,7 @@ export function NoteDialog({ to, onSend, onClose }: NoteDialogProps) {
           <Avatar id={to} />
           <span>Private note to {name}</span>
         </h2>
-        <p>Only {name} sees it, and it is not kept.</p>
+        <p>Only {name} sees it, and it is not kept for long.</p>
         <label className="hidden-label" htmlFor="note">
           Note to {name}
         </label>

@@ -18,7 +18,7 @@ export const roomProblem = (name: string): string =>
   /^[^\s\p{C}]{1,32}$/u.test(name) ? "" : "A room needs a name of 1 to 32 characters.";
 
 /** Of a member, whose id is `<name>~<digest>`: so it is known also when they are gone. */
-export const nameOf = (memberId: string): string => memberId.slice(0, memberId.lastIndexOf("~")) || memberId;
+export const nameOf = (memberId: string): string => memberId.replace(/~[^~]*$/, "");
 
 /** The room in the address. */
 export function roomInAddress(): string {
