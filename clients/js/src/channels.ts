@@ -104,7 +104,6 @@ export function createChannels(
 
   const subscribe = async (channel: Channel) => {
     if (!outbox.isOpen()) return;
-    clearTimeout(channel.timer);
     const asked = ++channel.asked;
     let { token } = channel;
     if (typeof token === "function") {
@@ -152,7 +151,6 @@ export function createChannels(
       channel.renewed = true;
       return void subscribe(channel);
     } else {
-      forget(channel);
       channel.off = true;
       setPresence(channel, NOBODY);
       setTyping(channel, []);

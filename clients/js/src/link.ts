@@ -77,7 +77,6 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
 
   const drop = () => {
     turn += 1;
-    resting = false;
     clearTimeout(timer);
     clearTimeout(lifeTimer);
     clearTimeout(probeTimer);

@@ -118,9 +118,9 @@ export interface Published {
   duplicate?: boolean;
 }
 
-export interface HistoryReply {
+export interface HistoryReply<T = unknown> {
   /** Oldest first. */
-  messages: Message[];
+  messages: Message<T>[];
   position: string;
   recovered?: boolean;
 }
@@ -153,8 +153,10 @@ export interface Realtime {
    * message is published to the channel.
    */
   typing(channel: string, typing: boolean): void;
+  /** Who is there: the members, or only their number. */
   presence(channel: string): Promise<{ members?: PresentMember[]; memberCount?: number }>;
-  history(channel: string, options?: { limit?: number; since?: string }): Promise<HistoryReply>;
+  /** The newest messages of a channel that keeps history, 50 unless it is told; with `since` the oldest after it. */
+  history<T = unknown>(channel: string, options?: { limit?: number; since?: string }): Promise<HistoryReply<T>>;
   /** Subscribes, and calls back with who is there: now, if known, and after each change. */
   trackPresence(channel: string, callback: (presence: PresenceState) => void, options?: SubscribeOptions): Off;
   /** Subscribes, and calls back with the ids of the other members that are typing. */

@@ -103,6 +103,7 @@ test("after a reconnect it asks for what it missed and hands it on in order, onc
     recovered: true,
     messages: [message("chat", 3, "e:3:c"), message("chat", 4, "e:4:d")],
   });
+  expect(got).toEqual([1, 2, 3, 4, 5]);
   next.receive(message("chat", 5, "e:5:e")).receive(message("chat", 6, "e:6:f"));
   expect(got).toEqual([1, 2, 3, 4, 5, 6]);
   expect(gaps).toEqual([]);
@@ -238,6 +239,14 @@ test("since: the application knows where to begin", () => {
   expect(gaps).toMatchObject([{ channel: "room" }]);
 });
 
+test("since is where it goes on from, before there was a message", async () => {
+  const { rt, socket } = connected();
+  const { got } = listen(rt, "chat", { since: "e:3:c" });
+  socket.reply("subscribe", { position: "e:3:c", recovered: true, messages: [message("chat", 3, "e:3:c")] }).lose();
+  expect(got).toEqual([]);
+  expect((await comeBack()).sentOf("subscribe")).toMatchObject([{ since: "e:3:c" }]);
+});
+
 test("since is for the first subscription only", async () => {
   const { rt, socket } = connected();
   listen(rt, "chat", { since: "e:3:c" });
@@ -308,13 +317,32 @@ test("a retry that is due does not come on top of a reconnect", async () => {
   expect(next.sentOf("subscribe").length).toBe(1);
 });
 
+test("left while a retry is due: it does not come", async () => {
+  const { rt, socket } = connected();
+  rt.on("error", () => {});
+  const { off } = listen(rt, "chat");
+  socket.refuse("subscribe", "unavailable");
+  off();
+  await pass(10_000);
+  expect(socket.sent.map(({ type }) => type)).toEqual(["subscribe", "unsubscribe", "ping"]);
+});
+
 test("unsubscribed: told, and not subscribed again by itself", async () => {
   const { rt, socket } = connected();
   const onError = vi.fn();
   const told = record(rt, "unsubscribed");
   const { got } = listen(rt, "chat", { onError });
   socket.reply("subscribe", { members: [{ memberId: "ada" }] });
+  const presence = vi.fn();
+  const typing = vi.fn();
+  rt.trackPresence("chat", presence);
+  rt.trackTyping("chat", typing);
+  socket.receive({ type: "typing", channel: "chat", data: { memberId: "ada", typing: true } });
   socket.receive({ type: "unsubscribed", channel: "chat", data: { code: "forbidden", message: "out" } });
+  expect(presence).toHaveBeenLastCalledWith({ members: [], memberCount: 0, listed: false });
+  expect(typing).toHaveBeenLastCalledWith([]);
+  rt.typing("chat", true);
+  expect(socket.sentOf("typing")).toEqual([]);
   expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ code: "forbidden", message: "out" }));
   expect(told.length).toBe(1);
   socket.lose();
@@ -434,6 +462,10 @@ test("presence of many: the number only, and the list again when there are few e
   expect(socket.sentOf("presence").length).toBe(1); // not for each difference
   socket.reply("presence", { members: [{ memberId: "ada" }] });
   expect(presence).toHaveBeenLastCalledWith({ members: [{ memberId: "ada" }], memberCount: 1, listed: true });
+  socket.receive({ type: "presence", channel: "chat", data: { memberCount: 1_002 } }).receive(fewer);
+  expect(socket.sentOf("presence").length).toBe(2);
+  socket.refuse("presence", "unavailable").receive(fewer);
+  expect(socket.sentOf("presence").length).toBe(3);
 });
 
 test("typing of others", async () => {

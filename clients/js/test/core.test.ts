@@ -24,6 +24,16 @@ test("where there is a WebSocket but no page, the first use connects", () => {
   rt.subscribe("chat", () => {});
   void rt.publish("chat", 1);
   expect(FakeSocket.all.length).toBe(1);
+  void createRealtime("wss://example.org/realtime").publish("chat", 1);
+  expect(FakeSocket.all.length).toBe(2);
+});
+
+test("what was idle connects when it can", () => {
+  const rt = createRealtime("wss://example.org/realtime");
+  rt.connect();
+  vi.stubGlobal("WebSocket", FakeSocket);
+  rt.connect();
+  expect(FakeSocket.all.length).toBe(1);
 });
 
 test("in a page it connects at once, unless told not to", () => {

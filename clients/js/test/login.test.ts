@@ -58,7 +58,8 @@ test("a callback that fails is told, and asked again with the next attempt", asy
   const errors = record(rt, "error");
   await pass(0);
   expect(errors).toMatchObject([{ code: "token", message: "the token callback failed: Error: offline" }]);
-  expect((await nextSocket()).open().sentOf("auth").length).toBe(1);
+  await pass(500);
+  expect(FakeSocket.last.open().sentOf("auth").length).toBe(1);
 });
 
 test("a callback that throws at once is no different", async () => {
@@ -156,6 +157,40 @@ test("a renewal that fails is tried again", async () => {
   socket.refuse("auth", "unavailable");
   await pass(5_000);
   expect(tokens(socket)).toEqual(["t1", "t2", "t2"]);
+});
+
+test("a token without an end is not renewed, also after one that had one", async () => {
+  const token = counting();
+  start({ token });
+  await pass(0);
+  const socket = FakeSocket.last.open().welcome({ heartbeatMs: 1e9 });
+  socket.reply("auth", { member: { id: "ada" }, expiresAt: Date.now() + 60_000 });
+  await pass(48_000);
+  socket.reply("auth", { member: { id: "ada" } });
+  await pass(600_000);
+  expect(token).toHaveBeenCalledTimes(2);
+});
+
+test("a renewal that was under way when the connection was lost is not for the next one", async () => {
+  let resolve!: (token: string) => void;
+  const slow = new Promise<string>((done) => (resolve = done));
+  start({ token: vi.fn().mockResolvedValueOnce("t1").mockReturnValueOnce(slow).mockResolvedValue("t2") });
+  await pass(0);
+  const socket = FakeSocket.last.open().welcome({ heartbeatMs: 1e9 });
+  socket.reply("auth", { member: { id: "ada" }, expiresAt: Date.now() + 60_000 });
+  await pass(48_000);
+  socket.lose();
+  const next = await comeBack();
+  resolve("old");
+  await pass(0);
+  expect(tokens(next)).toEqual(["t2"]);
+});
+
+test("closed while the token is asked for", async () => {
+  const rt = start({ token: counting() });
+  rt.close();
+  await pass(60_000);
+  expect(FakeSocket.all).toEqual([]);
 });
 
 test("a server that takes no tokens is told once", async () => {

@@ -88,8 +88,23 @@ test("without a limit nothing waits", () => {
 test("a server that drops a message has an empty bucket", () => {
   const pacer = createPacer();
   pacer.opened();
+  vi.advanceTimersByTime(10_000);
   pacer.empty();
   expect(pacer.take()).toBe(50);
+});
+
+test("limits that change count from now on", () => {
+  const pacer = createPacer();
+  pacer.opened();
+  pacer.learn({ ...LIMITS, channels: 0, messagesBurst: 105 });
+  expect(takeAll(pacer)).toBe(100);
+  vi.advanceTimersByTime(60_000);
+  expect(takeAll(pacer)).toBe(100);
+  vi.advanceTimersByTime(1_000);
+  pacer.learn({ ...LIMITS, channels: 0, messagesPerSecond: 4, messagesBurst: 101 }); // what was earned, was earned at 20
+  expect(takeAll(pacer)).toBe(20);
+  vi.advanceTimersByTime(1_000);
+  expect(takeAll(pacer)).toBe(4);
 });
 
 test("a clock that is set back neither gives nor takes", () => {

@@ -59,6 +59,19 @@ test("offline is only a hint: a waiting connection goes on waiting, an open one 
   expect(FakeSocket.all.length).toBe(1);
 });
 
+test("a test of a connection that was lost meanwhile is none of the next one's", async () => {
+  const { rt, socket } = page();
+  tell("offline");
+  tell("online");
+  socket.lose();
+  await pass(1_000);
+  expect(FakeSocket.all.length).toBe(2);
+  await pass(8_000); // still opening
+  expect(FakeSocket.last.closedWith).toBeUndefined();
+  rt.close();
+  expect(vi.getTimerCount()).toBe(0);
+});
+
 test("a connection that answers the test stays", async () => {
   const { rt, socket } = page();
   tell("online");
@@ -113,6 +126,18 @@ test("signs while it connects change nothing", async () => {
 });
 
 test("a closed connection listens to nothing", () => {
+  const signs = new Set<unknown>();
+  for (const target of [window, document]) {
+    vi.spyOn(target, "addEventListener").mockImplementation((type) => void signs.add(type));
+    vi.spyOn(target, "removeEventListener").mockImplementation((type) => void signs.delete(type));
+  }
+  const rt = start();
+  expect([...signs]).toEqual(["online", "offline", "pageshow", "visibilitychange"]);
+  rt.close();
+  expect(signs.size).toBe(0);
+});
+
+test("a closed connection does not come back by itself", () => {
   const { rt, socket } = page();
   rt.close();
   tell("online");

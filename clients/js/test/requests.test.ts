@@ -98,6 +98,26 @@ test("the pace is that of the server, and the queue bounds what waits for it", a
   expect(data(socket)).toEqual(Array.from({ length: 173 }, (_, index) => index));
 });
 
+test("what waits when the connection is lost goes with the next one, once", async () => {
+  const { rt, socket } = connected();
+  for (let count = 0; count < 170; count++) void rt.publish("chat", count);
+  expect(socket.sent.length).toBe(163);
+  socket.lose();
+  const next = await comeBack();
+  await pass(1_000);
+  expect(data(next)).toEqual([...Array(170).keys()]);
+});
+
+test("what nobody waits for any more is not sent", async () => {
+  const { rt, socket } = connected({ requestTimeoutMs: 100, queueSize: 1_000 });
+  for (let count = 0; count < 173; count++) rt.publish("chat", count).catch(() => {});
+  const late = failure(rt.history("chat"));
+  await pass(100);
+  expect(await late).toMatchObject({ code: "timeout" });
+  await pass(5_000);
+  expect(socket.sentOf("history")).toEqual([]);
+});
+
 test("pings of the server are answered at once and paid for", async () => {
   const { rt, socket } = connected();
   for (let count = 0; count < 165; count++) void rt.publish("chat", count).catch(() => {});
@@ -108,6 +128,39 @@ test("pings of the server are answered at once and paid for", async () => {
   expect(socket.sentOf("publish").length).toBe(163);
   await pass(1);
   expect(socket.sentOf("publish").length).toBe(164);
+});
+
+test("what is sent but not answered waits again after a loss, and counts", async () => {
+  const { rt, socket } = connected({ queueSize: 2 });
+  for (let count = 0; count < 3; count++) void rt.publish("chat", count);
+  expect(data(socket)).toEqual([0, 1, 2]);
+  socket.lose();
+  expect(await failure(rt.publish("chat", 3))).toMatchObject({ code: "queue_full" });
+});
+
+test("what waits to be sent again counts, too", async () => {
+  const { rt, socket } = connected({ queueSize: 1 });
+  rt.on("error", () => {});
+  void rt.publish("chat", 1);
+  socket.refuse("publish", "unknown");
+  await pass(990);
+  socket.receive({ type: "error", data: { code: "rate_limited", message: "too fast" } });
+  await pass(10);
+  expect(data(socket)).toEqual([1]);
+  expect(await failure(rt.publish("chat", "x"))).toMatchObject({ code: "queue_full" });
+});
+
+test("a new connection is a new chance: three attempts", async () => {
+  const { rt, socket } = connected();
+  const failed = failure(rt.publish("chat", "a"));
+  await pass(20_000);
+  expect(data(socket).length).toBe(3);
+  socket.lose();
+  const next = await comeBack();
+  await pass(20_000);
+  expect(data(next).length).toBe(3);
+  await pass(10_000);
+  expect(await failed).toMatchObject({ code: "timeout" });
 });
 
 test("without an answer it is sent again with the same key, three times in all", async () => {
@@ -145,6 +198,19 @@ test("an unknown outcome is tried again with the same key", async () => {
   }
   socket.refuse("publish", "unknown");
   expect(await failed).toMatchObject({ code: "unknown" });
+});
+
+test("after an unknown outcome the time runs anew", async () => {
+  const { rt, socket } = connected();
+  void rt.publish("chat", "a");
+  await pass(5_000);
+  socket.refuse("publish", "unknown");
+  await pass(1_000);
+  expect(data(socket).length).toBe(2);
+  await pass(9_999);
+  expect(data(socket).length).toBe(2);
+  await pass(1);
+  expect(data(socket).length).toBe(3);
 });
 
 test("an unknown outcome that is waiting is sent once after a reconnect", async () => {
@@ -242,6 +308,25 @@ test("when the server drops something for our rate, the pace slows down", async 
   expect(data(socket)).toEqual([]);
   await pass(50);
   expect(data(socket)).toEqual([1]);
+});
+
+test("other errors do not", () => {
+  const { rt, socket } = connected();
+  rt.on("error", () => {});
+  socket.receive({ type: "error", data: { code: "bad_request", message: "no" } });
+  socket.receive({ type: "error", channel: "chat", data: { code: "rate_limited", message: "the channel's" } });
+  void rt.publish("chat", 1);
+  expect(data(socket)).toEqual([1]);
+});
+
+test("an answer stops the clock", () => {
+  const { rt, socket } = connected();
+  const before = vi.getTimerCount();
+  void rt.publish("chat", 1);
+  void rt.history("chat");
+  expect(vi.getTimerCount()).toBe(before + 2);
+  socket.reply("publish", { ts: 1 }).reply("history", { messages: [] });
+  expect(vi.getTimerCount()).toBe(before);
 });
 
 test("close rejects what is not answered, and what comes after", async () => {

@@ -221,6 +221,38 @@ test.each([404, 413, 500, 0])("a POST that fails (%i) is a lost connection, and 
   expect(await published).toEqual({ ts: 1 });
 });
 
+test("after a pause it sends again", async () => {
+  const { rt } = streaming();
+  for (let count = 0; count < 3; count++) {
+    void rt.publish("chat", count);
+    await pass(0);
+    posts[count]!.answer(204);
+    await pass(100);
+  }
+  expect(posts.length).toBe(3);
+});
+
+test("a stream that is lost sends nothing more to its connection, and says nothing more", async () => {
+  const { rt, source } = streaming();
+  const states = record(rt, "state");
+  void rt.publish("chat", 1);
+  await pass(0);
+  void rt.publish("chat", 2);
+  source.fail(0);
+  expect([source.onmessage, source.onerror, source.closed]).toEqual([null, null, true]);
+  posts[0]!.answer(404);
+  await pass(100);
+  expect(posts.length).toBe(1);
+  expect(states.length).toBe(1);
+});
+
+test("a network that is not there needs no question", async () => {
+  start({ transports: ["sse"] });
+  FakeEventSource.last.fail(0);
+  await until(() => FakeEventSource.all.length === 2);
+  expect(probes).toEqual([]);
+});
+
 test("after a reconnect the channels come back with their positions", async () => {
   const { rt, source } = streaming();
   rt.subscribe("chat", () => {});

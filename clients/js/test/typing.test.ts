@@ -71,7 +71,10 @@ test("it is never sent late", async () => {
   rt.typing("chat", true);
   socket.lose();
   const next = await comeBack();
+  rt.typing("chat", true); // not subscribed yet
+  rt.typing("chat", false);
   next.reply("subscribe");
+  await pass(10_000);
   expect(next.sentOf("typing")).toEqual([]);
 });
 

@@ -126,17 +126,25 @@ test("usePresence", async () => {
   expect(result.members.value).toEqual([{ memberId: "ada" }]);
   expect(result.memberCount.value).toBe(1);
   channel.value = null;
-  await nextTick();
+  await pass(1);
   expect([result.members.value, result.memberCount.value]).toEqual([[], 0]);
+  expect(socket.sentOf("unsubscribe").length).toBe(1);
 });
 
 test("useTyping", async () => {
   const { rt, socket } = connected();
-  const { result } = mount(() => useTyping(() => "chat"), rt);
+  const channel = ref<string | null>("chat");
+  const { result } = mount(() => useTyping(channel), rt);
   socket.reply("subscribe", { typing: ["ada", "me"] });
   expect(result.typing.value).toEqual(["ada"]);
   result.setTyping(true);
   expect(socket.sentOf("typing")).toEqual([{ type: "typing", channel: "chat", data: { typing: true } }]);
+  channel.value = null;
+  await pass(1);
+  expect(result.typing.value).toEqual([]);
+  expect(socket.sentOf("unsubscribe").length).toBe(1);
+  result.setTyping(true);
+  expect(socket.sentOf("typing").length).toBe(1);
 });
 
 test("useConnectionState", () => {
