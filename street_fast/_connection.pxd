@@ -67,6 +67,7 @@ cdef class LoopContext:
     cdef uint64_t messages_dropped, slow_consumers, outbound_evictions, protocol_errors, writes, slow_reads
     cdef double _loop_lag, _worst_loop_lag
 
+    cpdef double time(self) noexcept
     cdef double now(self) noexcept
     cdef double exact_now(self) noexcept
     cdef Settings settings_of(self, object limits)
@@ -89,6 +90,8 @@ cdef class WebSocketBase(FrameParser):
     cdef Timer _timer
     cdef object _on_message
     cdef object _on_close
+    # Its `_on_message` and `_on_close` are called in place of the two above: one reference for two bound methods.
+    cdef public object listener
     cdef readonly object subprotocol
     cdef object _close_reason
     cdef object _waiters             # list of futures of drain() and wait_closed(), None while nobody waits

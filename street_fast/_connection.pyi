@@ -21,6 +21,7 @@ class LoopContext:
 class WebSocketBase(FrameParser):
     text_as_bytes: bool
     heartbeat: Frame | None
+    listener: Any
     on_close: Callable[[int, str], object] | None
     on_message: Callable[[Any], object] | None
     def __init__(

@@ -169,7 +169,7 @@ cdef class LoopContext:
             context = loop._street_fast_context = LoopContext(loop)
         return context
 
-    def time(self):
+    cpdef double time(self) noexcept:
         """Seconds on a monotonic clock, a few milliseconds coarse."""
         return self.now()
 
@@ -581,7 +581,7 @@ cdef class WebSocketBase(FrameParser):
         return False
 
     def connection_lost(self, error):
-        cdef object on_close = self._on_close
+        cdef object on_close = self._on_close, listener = self.listener
         if self._state == LOST:
             return
         self._state = LOST
@@ -599,11 +599,14 @@ cdef class WebSocketBase(FrameParser):
         self.context.connections_closed += 1
         self.transport = None
         self._own_buffer = None
-        self._on_message = self._on_close = None
+        self._on_message = self._on_close = self.listener = None
         self.wake_waiters()
-        if on_close is not None:
+        if on_close is not None or listener is not None:
             try:
-                on_close(self._close_code, self._close_reason or "")
+                if listener is not None:
+                    listener._on_close(self._close_code, self._close_reason or "")
+                else:
+                    on_close(self._close_code, self._close_reason or "")
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException:
@@ -800,9 +803,9 @@ cdef class WebSocketBase(FrameParser):
         return 0
 
     cdef int deliver_message(self, int opcode, const uint8_t* data, Py_ssize_t size, bint ascii) except -1:
-        cdef object handler = self._on_message
+        cdef object handler = self._on_message, listener = self.listener
         self._message_began = 0
-        if handler is None or self._state != OPEN:
+        if (handler is None and listener is None) or self._state != OPEN:
             return 0
         self.context.messages_in += 1
         if opcode != TEXT:
@@ -815,7 +818,10 @@ cdef class WebSocketBase(FrameParser):
         else:
             message = PyUnicode_DecodeUTF8(<const char*>data, size, NULL)
         try:
-            handler(message)
+            if listener is not None:
+                listener._on_message(message)
+            else:
+                handler(message)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:

@@ -284,6 +284,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     subprotocol: str | None = None
     heartbeat: Frame | None = None  # sent every ping_interval_s in place of the ping, for peers that cannot see pings
+    listener: Any = None  # its `_on_message` and `_on_close` are called in place of the two functions
     text_as_bytes: bool = False  # for those who decode JSON; binary messages are told apart as bytearrays then
 
     def __init__(
@@ -436,8 +437,8 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self.context._connections_closed += 1
         self.transport = None
         self._own_buffer = None
-        on_close = self._on_close
-        self._on_message = self._on_close = None
+        on_close = self._on_close if self.listener is None else self.listener._on_close
+        self._on_message = self._on_close = self.listener = None
         self._wake_waiters()
         if on_close is not None:
             try:
@@ -619,7 +620,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
 
     def _deliver_message(self, opcode: int, data: bytes) -> None:
         self._message_began = 0.0
-        handler = self._on_message
+        handler = self._on_message if self.listener is None else self.listener._on_message
         if handler is None or self._state != _State.OPEN:
             return
         self.context._messages_in += 1

@@ -18,11 +18,18 @@ __all__ = [
     "OP_PING",
     "OP_PONG",
     "OP_TEXT",
+    "UNHANDLED",
     "Frame",
     "FrameParser",
+    "Intake",
+    "IntakeContext",
     "LoopContext",
+    "Rate",
+    "Rates",
     "Timer",
     "TimerWheel",
+    "Unhandled",
+    "Verdict",
     "WebSocket",
     "apply_mask",
     "broadcast",
@@ -41,7 +48,7 @@ def _wants_pure() -> bool:
 
 
 def _compiled_is_there() -> bool:
-    names = ("_frames", "_wheel", "_connection")
+    names = ("_frames", "_wheel", "_connection", "_intake")
     missing = [name for name in names if importlib.util.find_spec(f"street_fast.{name}") is None]
     if missing and len(missing) < len(names):
         raise ImportError(
@@ -69,6 +76,7 @@ if TYPE_CHECKING or COMPILED:
         encode_frame,
         validate_utf8,
     )
+    from street_fast._intake import UNHANDLED, Intake, IntakeContext, Rate, Rates, Unhandled, Verdict
     from street_fast._wheel import Timer, TimerWheel
 else:
     from street_fast._connection_py import LoopContext, WebSocket, broadcast, fan_out
@@ -86,4 +94,5 @@ else:
         encode_frame,
         validate_utf8,
     )
+    from street_fast._intake_py import UNHANDLED, Intake, IntakeContext, Rate, Rates, Unhandled, Verdict
     from street_fast._wheel_py import Timer, TimerWheel

@@ -35,6 +35,7 @@ __all__ = [
     "WrittenMessage",
     "decode",
     "decode_data",
+    "decode_envelope",
     "decoder_for",
     "encode",
     "error_message",
@@ -88,7 +89,8 @@ class Envelope(msgspec.Struct, gc=False):
         return self.payload if self.data is UNSET else self.data
 
 
-_decode_envelope = msgspec.json.Decoder(Envelope).decode
+decode_envelope = msgspec.json.Decoder(Envelope).decode
+"""`decode` without the look at the depth, and with the errors of msgspec."""
 
 
 def decode(data: bytes, max_depth: int = DEFAULT_LIMITS.json_depth) -> Envelope:
@@ -98,7 +100,7 @@ def decode(data: bytes, max_depth: int = DEFAULT_LIMITS.json_depth) -> Envelope:
         MalformedMessage: not JSON, not an envelope, or nested deeper than `max_depth` arrays and objects.
     """
     try:
-        envelope = _decode_envelope(data)
+        envelope = decode_envelope(data)
     except msgspec.DecodeError as error:
         raise MalformedMessage(str(error)) from None
     except RecursionError:

@@ -20,15 +20,15 @@ The WebSocket must be made with `socket_limits`, which makes it refuse an event 
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, overload
 
+from street_fast._core import UNHANDLED, Intake, IntakeContext, Rate
 from street_fast.errors import CloseCode, ConfigurationError, LimitExceeded
 from street_fast.handler_types import declared_type, takes
 from street_fast.messages import (
@@ -39,14 +39,15 @@ from street_fast.messages import (
     Message,
     decode,
     decode_data,
+    decode_envelope,
     decoder_for,
     error_message,
 )
 from street_fast.metrics import Counters
-from street_fast.rates import ABUSIVE_REASON, DROPPED_MESSAGE, Rate, Rates, Verdict
+from street_fast.rates import ABUSIVE_REASON, DROPPED_MESSAGE, Verdict
 
 if TYPE_CHECKING:
-    from street_fast._core import LoopContext, WebSocket
+    from street_fast._core import LoopContext, Unhandled, WebSocket
     from street_fast.limits import Limits
     from street_fast.request import Request
 
@@ -79,18 +80,10 @@ class Event(NamedTuple):
     channel: str | None
 
 
-class _Unhandled(enum.Enum):
-    UNHANDLED = enum.auto()
-
-
-UNHANDLED: Final = _Unhandled.UNHANDLED
-"""What an EventProtocol returns for an event that is not its own."""
-
-
 class EventProtocol(Protocol):
     """What speaks for the application; see `StreetSocket.protocol`."""
 
-    def handle(self, envelope: Envelope, /) -> Coroutine[Any, Any, object] | _Unhandled | None:
+    def handle(self, envelope: Envelope, /) -> Coroutine[Any, Any, object] | Unhandled | None:
         """Deals with an event: at once (None), in a coroutine, for which later events wait, or not (UNHANDLED)."""
 
 
@@ -99,17 +92,10 @@ def socket_limits(limits: Limits) -> Limits:
     return replace(limits, message_bytes=limits.event_bytes)
 
 
-class SocketContext:
+class SocketContext(IntakeContext):
     """What the StreetSockets of one server share."""
 
-    __slots__ = (
-        "counters",
-        "limits",
-        "loop_context",
-        "on_closed",
-        "rates",
-        "tasks",
-    )
+    __slots__ = ("on_closed", "tasks")
 
     def __init__(
         self,
@@ -119,12 +105,10 @@ class SocketContext:
         on_closed: Callable[[StreetSocket], object] | None = None,
         opening_messages: int = 0,
     ) -> None:
-        self.loop_context = loop_context
-        self.limits = limits
-        self.counters = Counters() if counters is None else counters
+        counters = Counters() if counters is None else counters
+        super().__init__(loop_context, limits, counters, decode_envelope, opening_messages)
         self.on_closed = on_closed
         self.tasks: set[asyncio.Task[None]] = set()
-        self.rates = Rates(limits, opening_messages)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs what a handler left to await. The task is held here until it is done."""
@@ -134,51 +118,24 @@ class SocketContext:
         return task
 
 
-class _Traffic:
-    """What a socket needs once it has received a message: its rate, its inbox, its tasks."""
-
-    __slots__ = ("full", "inbox", "main", "malformed", "rate", "worker")
-
-    def __init__(self, rates: Rates) -> None:
-        self.rate = Rate(rates)
-        self.malformed = 0
-        self.inbox: deque[bytes] | None = None
-        self.full = False
-        self.worker: asyncio.Task[None] | None = None
-        self.main: asyncio.Task[None] | None = None
-
-
-class StreetSocket:
+class StreetSocket(Intake):
     """One client of a `StreetWebSocketServer`, as its handler sees it.
 
     `request` is the opening request; `state` a dict for the application. Not to be used from other threads.
     `protocol` is for libraries: an `EventProtocol` that sees each event before the handlers of `on` do, or None.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_close_callbacks",
-        "_context",
-        "_handlers",
-        "_state",
-        "_traffic",
-        "_ws",
-        "protocol",
-        "request",
-    )
+    __slots__ = ("__weakref__", "_close_callbacks", "_handlers", "_state", "request")
+
+    _context: SocketContext
+    protocol: EventProtocol | None
 
     def __init__(self, ws: WebSocket, request: Request, context: SocketContext) -> None:
-        self._ws = ws
+        super().__init__(ws, context)
         self.request = request
-        self._context = context
-        self.protocol: EventProtocol | None = None
         self._handlers: dict[str, _Entry] | None = None
         self._close_callbacks: tuple[Callable[[StreetSocket], object], ...] | None = ()  # None: the end has come
         self._state: dict[str, Any] | None = None
-        self._traffic: _Traffic | None = None
-        ws.text_as_bytes = True
-        ws.on_message = self._on_message
-        ws.on_close = self._on_close
 
     # --- what it is ---
 
@@ -330,11 +287,11 @@ class StreetSocket:
         Counts as an event above its own rate does: after ``Limits.rate_grace_s`` of it the socket is closed with 4029.
         Says nothing to the peer, who may well be waiting for an answer with the id of its event.
         """
-        context, traffic = self._context, self._traffic
-        if traffic is None:
-            traffic = self._traffic = _Traffic(context.rates)
+        context = self._context
+        if self._rate is None:
+            self._rate = Rate(context.rates)
         context.counters.events_rate_limited += 1
-        if traffic.rate.refuse(context.rates, context.loop_context.time()) is Verdict.ABUSIVE:
+        if self._rate.refuse(context.rates, context.loop_context.time()) is Verdict.ABUSIVE:
             self.close(CloseCode.RATE_LIMITED, ABUSIVE_REASON)
 
     def serve(self, handler: Callable[[StreetSocket, Request], object]) -> None:
@@ -350,10 +307,7 @@ class StreetSocket:
             self._connection_failed(error)
             return
         if result is not None and asyncio.iscoroutine(result):
-            traffic = self._traffic
-            if traffic is None:
-                traffic = self._traffic = _Traffic(self._context.rates)
-            traffic.main = self._context.spawn(self._await_connection(result))
+            self._main = self._context.spawn(self._await_connection(result))
 
     async def _await_connection(self, coroutine: Coroutine[Any, Any, object]) -> None:
         try:
@@ -374,42 +328,28 @@ class StreetSocket:
 
     # --- in ---
 
-    def _on_message(self, data: bytes | bytearray) -> None:
-        """A whole message: bytes if it was text, a bytearray if it was binary."""
-        context, traffic = self._context, self._traffic
-        if traffic is None:
-            traffic = self._traffic = _Traffic(context.rates)
-        context.counters.events_received += 1
-        verdict = traffic.rate.take(context.rates, context.loop_context.time(), len(data))
-        if verdict is not Verdict.TAKEN:
-            self._above_rate(verdict)
-            return
-        if isinstance(data, bytearray):
-            self._malformed(traffic, "an event is a text message, not a binary one")
-            return
-        if traffic.worker is None:
-            left = self._handle(traffic, data)
-            if left is not None:
-                traffic.worker = context.spawn(self._work(traffic, left))
-            return
-        inbox = traffic.inbox
+    def _wait_in_line(self, text: bytes) -> None:
+        inbox = self._inbox
         if inbox is None:
-            inbox = traffic.inbox = deque()
-        inbox.append(data)
-        if len(inbox) >= context.limits.inbox_messages and not traffic.full:
-            traffic.full = True
+            inbox = self._inbox = deque()
+        inbox.append(text)
+        if len(inbox) >= self._context.limits.inbox_messages and not self._full:
+            self._full = True
             self._ws.pause_reading()
 
-    async def _work(self, traffic: _Traffic, left: Coroutine[Any, Any, None]) -> None:
+    def _work_on(self, left: Coroutine[Any, Any, None]) -> None:
+        self._worker = self._context.spawn(self._work(left))
+
+    async def _work(self, left: Coroutine[Any, Any, None]) -> None:
         """Awaits what a handler left to do, then goes through the inbox."""
         try:
             await left
-            while traffic.inbox and not self._ws.closed:
-                text = traffic.inbox.popleft()
-                if traffic.full and not traffic.inbox:
-                    traffic.full = False
+            while self._inbox and not self._ws.closed:
+                text = self._inbox.popleft()
+                if self._full and not self._inbox:
+                    self._full = False
                     self._ws.resume_reading()
-                more = self._handle(traffic, text)
+                more = self._handle(text)
                 if more is not None:
                     await more
         except asyncio.CancelledError:
@@ -418,27 +358,10 @@ class StreetSocket:
                 self.close(CloseCode.INTERNAL_ERROR, "internal error")
             raise
         finally:
-            traffic.worker = None
-            traffic.inbox = None
+            self._worker = self._inbox = None
 
-    def _handle(self, traffic: _Traffic, text: bytes) -> Coroutine[Any, Any, None] | None:
-        """Gives one event to whom it is for; returns what is left to await, if that is a coroutine."""
-        try:
-            envelope = decode(text, self._context.limits.json_depth)
-        except MalformedMessage as error:
-            self._malformed(traffic, str(error))
-            return None
-        traffic.malformed = 0
-        if self.protocol is not None:
-            try:
-                left = self.protocol.handle(envelope)
-            except STOPPING:
-                raise
-            except BaseException as error:
-                self._handler_failed(envelope.type, error)
-                return None
-            if left is not UNHANDLED:
-                return None if left is None else self._await(envelope.type, left)
+    def _dispatch(self, envelope: Envelope) -> Coroutine[Any, Any, None] | None:
+        """Calls the handlers of one event; returns what is left to await, if one of them is a coroutine."""
         handlers = self._handlers
         if handlers is None:
             return None
@@ -449,9 +372,9 @@ class StreetSocket:
             return None if entry is None else self._call(envelope, entry)
         calls = iter([(listener, False) for listener in _listeners(entry)] + [(one, True) for one in _listeners(every)])
         for listener, whole in calls:
-            rest = self._call(envelope, listener, whole)
-            if rest is not None:
-                return self._call_rest(envelope, rest, calls)
+            left = self._call(envelope, listener, whole)
+            if left is not None:
+                return self._call_rest(envelope, left, calls)
         return None
 
     async def _call_rest(
@@ -496,6 +419,8 @@ class StreetSocket:
             self._handler_failed(event, error)
 
     def _handler_failed(self, event: str, error: BaseException) -> None:
+        if isinstance(error, STOPPING):
+            raise error
         self._context.counters.handler_errors += 1
         logger.error("connection %s: a handler of event %.100r failed", self.id, event, exc_info=error)
 
@@ -504,13 +429,20 @@ class StreetSocket:
     def _emit_error(self, code: ErrorCode, message: str, event_id: int | str | None = None) -> None:
         self._ws.send(error_message(code, message, id=event_id).frame)
 
-    def _malformed(self, traffic: _Traffic, why: str) -> None:
+    def _decode(self, text: bytes) -> Envelope | None:
+        try:
+            return decode(text, self._context.limits.json_depth)
+        except MalformedMessage as error:
+            self._malformed(str(error))
+            return None
+
+    def _malformed(self, why: str) -> None:
         context = self._context
         context.counters.events_malformed += 1
-        traffic.malformed += 1
+        self._malformed_in_a_row += 1
         self._emit_error("bad_request", why)
-        if traffic.malformed >= context.limits.malformed_messages:
-            self.close(CloseCode.POLICY_VIOLATION, f"{traffic.malformed} malformed messages in a row")
+        if self._malformed_in_a_row >= context.limits.malformed_messages:
+            self.close(CloseCode.POLICY_VIOLATION, f"{self._malformed_in_a_row} malformed messages in a row")
 
     def _above_rate(self, verdict: Verdict) -> None:
         self._context.counters.events_rate_limited += 1
@@ -526,17 +458,14 @@ class StreetSocket:
         if callbacks is None:
             return
         self._handlers = self._close_callbacks = None
-        self._ws.on_message = None
-        self._ws.on_close = None
-        context, traffic = self._context, self._traffic
+        context = self._context
         if context.on_closed is not None:
             context.on_closed(self)
-        if traffic is not None:
-            self._traffic = None
-            for task in (traffic.worker, traffic.main):
-                if task is not None:
-                    # Not at once: a coroutine whose event came together with the close shall at least begin.
-                    context.loop_context.loop.call_soon(task.cancel)
+        for task in (self._worker, self._main):
+            if task is not None:
+                # Not at once: a coroutine whose event came together with the close shall at least begin.
+                context.loop_context.loop.call_soon(task.cancel)
+        self._main = None
         for callback in callbacks:
             self._call_at_close(callback, self)
         for listener in _listeners(handlers.get("close") if handlers else None):

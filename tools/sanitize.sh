@@ -20,7 +20,7 @@ for name in libasan.so libubsan.so; do
     esac
 done
 
-[ $# -gt 0 ] || set -- tests/unit/test_frames.py tests/unit/test_connection.py tests/unit/test_wheel.py \
+[ $# -gt 0 ] || set -- tests/unit/test_frames.py tests/unit/test_connection.py tests/unit/test_wheel.py tests/unit/test_intake.py \
     tests/property tests/conformance tests/faults
 
 rm -rf build/sanitize
@@ -38,9 +38,9 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # A run over another build would find nothing.
 python - <<'PROOF'
 import pathlib
-import street_fast._connection, street_fast._frames, street_fast._wheel
-for module in (street_fast._connection, street_fast._frames, street_fast._wheel):
-    file = pathlib.Path(module.__file__)
+import importlib
+for name in ("_connection", "_frames", "_intake", "_wheel"):
+    file = pathlib.Path(importlib.import_module(f"street_fast.{name}").__file__)
     assert file.is_relative_to(pathlib.Path.cwd()), f"{file} is not in the copy"
     assert b"__asan_init" in file.read_bytes(), f"{file} is not instrumented"
 PROOF

@@ -436,11 +436,11 @@ async def test_a_slow_handler_slows_its_sender_down_and_loses_nothing(serve: Any
     total = sum(len(frame) for frame in frames)
     await until(lambda: server.connection_count == 1)
     (client,) = server.clients
-    await until(lambda: client._traffic is not None and client._traffic.full)
+    await until(lambda: client._full)
     await asyncio.sleep(0.2)
     unsent = writer.transport.get_write_buffer_size()
     assert unsent > total / 2  # it waits on the sender's side
-    assert len(client._traffic.inbox) == 8
+    assert len(client._inbox) == 8
     assert client.sink.buffered < 600_000
     assert got == []
     gate.set()

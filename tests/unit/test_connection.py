@@ -252,6 +252,33 @@ class TestReceive:
             world.turn()
             assert c.messages == ["a"]
 
+    def test_a_listener_hears_of_messages_and_of_the_end(self, world, caplog):
+        c = world.connect()
+        heard = []
+
+        class Listener:
+            def _on_message(self, message):
+                heard.append(message)
+                if message == "fail":
+                    raise RuntimeError("boom")
+
+            def _on_close(self, code, reason):
+                heard.append(code)
+                raise RuntimeError("boom")
+
+        c.ws.listener = Listener()
+        c.arrive(text("a"), text("fail"), frame(BINARY, b"b"))
+        assert c.messages == []
+        c.ws.abort()
+        world.turn()
+        assert heard == ["a", "fail", b"b", 1006]
+        assert c.ws.listener is None
+        assert c.ends == []
+        assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+            "on_message failed",
+            "on_close failed",
+        ]
+
     def test_feed_is_not_for_a_websocket(self, world):
         with pytest.raises(TypeError, match="FrameParser"):
             world.connect().ws.feed(b"")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+MODULES = ["_connection", "_frames", "_intake", "_wheel"]
 # An editable installation would find the extensions of its own tree for any other.
 REPORT = """
 import sys
@@ -37,14 +38,14 @@ def report(root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess
 def test_pure_is_pure_in_every_part() -> None:
     compiled, *modules = report(STREET_FAST_PURE="1").stdout.split()
     assert compiled == "False"
-    assert modules == ["street_fast._connection_py", "street_fast._frames_py", "street_fast._wheel_py"]
+    assert modules == [f"street_fast.{name}_py" for name in MODULES]
 
 
 @pytest.mark.skipif(os.environ.get("STREET_FAST_PURE") == "1", reason="the extensions may not be built")
 def test_compiled_is_compiled_in_every_part() -> None:
     compiled, *modules = report().stdout.split()
     assert compiled == "True"
-    assert modules == ["street_fast._connection", "street_fast._frames", "street_fast._wheel"]
+    assert modules == [f"street_fast.{name}" for name in MODULES]
 
 
 def test_another_value_is_an_error() -> None:
@@ -59,7 +60,7 @@ def test_an_extension_that_is_broken_is_no_reason_to_run_pure(tmp_path: Path) ->
     shutil.copytree(ROOT / "street_fast", package, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     assert report(tmp_path).stdout.split()[0] == "False"
     (package / "_connection.py").write_text("raise ImportError('not for this system')\n")
-    assert "there in part only, _frames, _wheel missing" in report(tmp_path).stderr
-    (package / "_frames.py").touch()
-    (package / "_wheel.py").touch()
+    assert "there in part only, _frames, _wheel, _intake missing" in report(tmp_path).stderr
+    for name in ("_frames", "_wheel", "_intake"):
+        (package / f"{name}.py").touch()
     assert "not for this system" in report(tmp_path).stderr

@@ -18,7 +18,7 @@ PACKAGE = Path(street_fast.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors", "limits", "memory_limit", "metrics"},
     {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "jwt_keys", "messages"},
-    {"_connection", "_connection_py", "_core"},
+    {"_connection", "_connection_py", "_core", "_intake", "_intake_py"},
     {
         "auth",
         "backplanes",
@@ -89,6 +89,8 @@ SAME_FLOOR = {
     ("handshake", "request"),
     ("_core", "_connection"),
     ("_core", "_connection_py"),
+    ("_core", "_intake"),
+    ("_core", "_intake_py"),
     ("auth", "jwks"),
     ("backplanes.memory", "backplanes"),
     ("http_server", "http_connection"),
@@ -233,9 +235,8 @@ def test_the_lowest_floors_know_no_io(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - BESIDE - FLOORS[1] - FLOORS[2]))
 def test_nobody_imports_past_the_switch(name: str) -> None:
-    assert (
-        own_imports(name) & {"_frames", "_frames_py", "_wheel", "_wheel_py", "_connection", "_connection_py"} == set()
-    )
+    parts = {"_frames", "_wheel", "_connection", "_intake"}
+    assert own_imports(name) & (parts | {f"{part}_py" for part in parts}) == set()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -30,7 +30,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "street_fast"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-EXTENSIONS = {"_frames": "_frames.pyx", "_wheel": "_wheel_py.py", "_connection": "_connection.pyx"}
+EXTENSIONS = {
+    "_frames": "_frames.pyx",
+    "_wheel": "_wheel_py.py",
+    "_connection": "_connection.pyx",
+    "_intake": "_intake_py.py",
+}
 
 
 def distribution_name(requirement: str) -> str:
@@ -156,7 +161,7 @@ def test_the_sdist_can_be_built_and_tested(sdist):
 
 def test_the_sdist_has_nothing_generated(sdist):
     assert [
-        name for name in sdist if re.search(r"(\.(so|pyd|o|pyc)|_frames\.c|_wheel(_py)?\.c|_connection\.c)$", name)
+        name for name in sdist if re.search(r"(\.(so|pyd|o|pyc)|_(frames|wheel|connection|intake)(_py)?\.c)$", name)
     ] == []
     assert [name for name in sdist if re.search(r"(^|/)(\.|build/|dist/)", name)] == []
 
@@ -205,7 +210,8 @@ def broken(tmp_path) -> Path:
     package.mkdir()
     (package / "__init__.py").write_text('__version__ = "0.1.0"')
     (package / "_frames.pyx").write_text("OP_TEXT = 1\n")
-    (package / "_wheel_py.py").write_text("slots = 512\n")
+    for name in ("_wheel_py", "_intake_py"):
+        (package / f"{name}.py").write_text("slots = 512\n")
     (package / "_connection.pyx").write_text("def broken(:\n")
     return tmp_path
 
