@@ -65,16 +65,18 @@ test("the versions of the client and the server are one", () => {
 // The examples of the README are compiled against what is built, as a user would.
 let folder: string;
 beforeAll(() => {
-  execFileSync(process.execPath, ["build.mjs"], { cwd: ROOT });
-  folder = mkdtempSync(join(ROOT, "node_modules", ".readme-"));
+  folder = mkdtempSync(join(ROOT, "node_modules", ".package-"));
+  execFileSync(process.execPath, ["build.mjs", join(folder, "dist")], { cwd: ROOT });
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 test("the built package has what its manifest says", () => {
+  const built = (name: string) => readFileSync(join(folder, name), "utf8");
   for (const { types, default: code } of Object.values<any>(manifest.exports)) {
-    expect(read(types).length + read(code).length).toBeGreaterThan(0);
+    expect(built(types).length * built(code).length).toBeGreaterThan(0);
   }
-  expect(read("dist/react.js")).toContain('from "./index.js"');
+  expect(built("dist/react.js")).toMatch(/^"use client";\n[^]*from ".\/index.js"/);
+  expect(built("dist/vue.js")).toContain('from "./index.js"');
 });
 
 test("the examples of the README compile", () => {
@@ -87,7 +89,7 @@ test("the examples of the README compile", () => {
   const paths = Object.fromEntries(
     Object.entries<any>(manifest.exports).map(([entry, { types }]) => [
       `street-fast${entry.slice(1)}`,
-      [join(ROOT, types)],
+      [join(folder, types)],
     ]),
   );
   const compilerOptions = {

@@ -98,6 +98,15 @@ test("the pace is that of the server, and the queue bounds what waits for it", a
   expect(data(socket)).toEqual(Array.from({ length: 173 }, (_, index) => index));
 });
 
+test("the welcome lets go what waits for it", () => {
+  const rt = start();
+  for (let count = 0; count < 50; count++) void rt.publish("chat", count);
+  const socket = FakeSocket.last.open();
+  expect(socket.sent.length).toBe(35);
+  socket.welcome();
+  expect(socket.sent.length).toBe(50);
+});
+
 test("what waits when the connection is lost goes with the next one, once", async () => {
   const { rt, socket } = connected();
   for (let count = 0; count < 170; count++) void rt.publish("chat", count);
