@@ -54,6 +54,4 @@ class Alarms:
 
     def clear(self) -> None:
         """Forget all of them."""
-        for _, _, alarm in self._heap:
-            alarm.cancel()
         self._heap.clear()

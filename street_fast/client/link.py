@@ -343,7 +343,6 @@ class Link:
 
     def state_changed(self, state: State) -> None:
         if state == "open":
-            self._refused_token = None
             if not self._welcomed.done():
                 self._welcomed.set_result(None)
             if not self._first.done():

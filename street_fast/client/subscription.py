@@ -75,7 +75,6 @@ class Reader:
                 await asyncio.wait({self._change(), late}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
-            late.cancel()
         if feed.error is not None:
             raise feed.error.with_traceback(None)
         if not feed.begun:

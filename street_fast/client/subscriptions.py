@@ -40,12 +40,13 @@ _AGAIN_S: Final = 1.0
 class _Channel:
     """A channel that somebody wants."""
 
-    __slots__ = ("asked", "feeds", "name")
+    __slots__ = ("asked", "feeds", "name", "subscribed")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.feeds: list[Feed] = []
         self.asked: dict[Request, list[Feed]] = {}  # subscribes without an answer, and for whom they are
+        self.subscribed = False  # or may be, on this connection
 
     @property
     def wanting(self) -> list[Feed]:
@@ -97,7 +98,7 @@ class Subscriptions:
         if channel is not None and feed in channel.feeds:
             channel.feeds.remove(feed)
             if not channel.feeds:
-                self._leave(channel, subscribed=feed.live)
+                self._leave(channel)
         feed.end(error)
 
     def catch_up(self, feed: Feed) -> None:
@@ -132,6 +133,7 @@ class Subscriptions:
         self._connection += 1
         for channel in self._channels.values():
             channel.asked.clear()
+            channel.subscribed = False
             for feed in channel.feeds:
                 feed.live = False
 
@@ -187,6 +189,7 @@ class Subscriptions:
 
         def done(data: msgspec.Raw | None, error: Exception | None) -> None:
             asked = channel.asked.pop(request, [])
+            channel.subscribed |= data is not None or isinstance(error, NoAnswer)
             if data is not None:
                 self._subscribed(channel, asked, data, since)
             elif isinstance(error, RealtimeError):
@@ -228,11 +231,12 @@ class Subscriptions:
         delay_s = _AGAIN_S * (1 + 4 * self._random())
         self._connection_alarms.after(delay_s, lambda: self._subscribe(channel))
 
-    def _leave(self, channel: _Channel, *, subscribed: bool) -> None:
+    def _leave(self, channel: _Channel) -> None:
         del self._channels[channel.name]
         for request in channel.asked:
-            subscribed = self._requests.cancel(request) or subscribed
-        if subscribed:
+            if self._requests.cancel(request):  # it was sent
+                channel.subscribed = True
+        if channel.subscribed:
             self._requests.tell("unsubscribe", {"channel": channel.name})
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
@@ -487,10 +488,12 @@ async def test_a_request_that_is_cancelled(server: FakeRealtime) -> None:
 
 
 async def test_much_at_once_waits_for_the_transport(server: FakeRealtime) -> None:
-    """Two megabytes to a server that does not read: they must not count as our being too slow."""
-    async with connected(server) as (rt, peer):
+    """It is not the server that is too slow for us, although it does not read and takes only so much."""
+    async with connected(server, limits=Limits(write_soft_bytes=4_000, write_hard_bytes=50_000)) as (rt, peer):
+        rt._link._ws.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)
+        peer.ws.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         peer.ws.pause_reading()
-        publishing = [asyncio.ensure_future(rt.publish("chat", "x" * 60_000)) for _ in range(40)]
+        publishing = [asyncio.ensure_future(rt.publish("chat", "x" * 8_000)) for _ in range(40)]
         await asyncio.sleep(0.05)
         peer.ws.resume_reading()
         for number in range(40):
@@ -837,9 +840,21 @@ async def test_a_server_that_falls_silent_is_left(server: FakeRealtime) -> None:
     await rt.close()
 
 
+async def test_a_connection_that_leads_to_nothing_is_given_up(server: FakeRealtime) -> None:
+    async with connected(server, open_timeout_s=0.3) as (rt, peer):
+        server.welcome = False
+        peer.ws.abort()
+        silent = await server.connection()
+        server.welcome = True
+        await asyncio.wait_for(silent.closed, 5)
+        await server.connection()
+        await until(lambda: rt.state == "open")
+
+
 @pytest.mark.parametrize(("code", "reason"), [(1000, "done"), (4001, "expired"), (4029, "too fast"), (1008, "")])
 async def test_a_close_for_good(server: FakeRealtime, code: int, reason: str) -> None:
     async with connected(server) as (rt, peer):
+        rt.on("state", print)
         subscription = await subscribed(rt, peer)
         publishing = asyncio.ensure_future(rt.publish("chat", 1))
         reading = asyncio.ensure_future(next_of(subscription))
@@ -854,6 +869,7 @@ async def test_a_close_for_good(server: FakeRealtime, code: int, reason: str) ->
             await next_of(subscription)
         with pytest.raises(ConnectionClosed):
             await rt.history("chat")
+        await until(lambda: not rt._link._tasks and rt._link._runner.done())
 
 
 async def test_without_reconnect(server: FakeRealtime) -> None:
@@ -936,6 +952,22 @@ async def test_reading_pauses_while_nobody_reads(server: FakeRealtime) -> None:
         assert subscription.gaps == 0
 
 
+async def test_a_subscription_that_has_ended_holds_nobody_up(server: FakeRealtime) -> None:
+    async with connected(server) as (rt, peer):
+        subscription = await subscribed(rt, peer, queue_size=1)
+        publishing = asyncio.ensure_future(rt.publish("elsewhere", 1))  # so reading goes on
+        message = await peer.expect("publish")
+        peer.message("chat", 1, "e:1:t")
+        peer.message("chat", 2, "e:2:t")
+        peer.send("unsubscribed", channel="chat", data={"code": "forbidden", "message": "out"})
+        peer.reply(message, ts=1)
+        await publishing
+        assert not rt._link._paused
+        assert [(await next_of(subscription)).data for _ in range(2)] == [1, 2]
+        with pytest.raises(RealtimeError, match="out"):
+            await next_of(subscription)
+
+
 async def test_a_reader_that_publishes_gets_its_answer(server: FakeRealtime) -> None:
     """It comes behind the messages that are not read yet."""
     async with connected(server) as (rt, peer):
@@ -1015,12 +1047,15 @@ async def test_close_ends_the_iterations_and_the_requests(server: FakeRealtime) 
 
 
 async def test_close_while_there_is_no_connection(server: FakeRealtime) -> None:
+    states: list[str] = []
     rt = await connect(server.url, backoff_s=(60, 60))
+    rt.on("state", lambda event: states.append(event.data))
     peer = await server.connection()
     subscription = await subscribed(rt, peer)
     peer.ws.abort()
     await until(lambda: rt.state == "reconnecting")
     await rt.close()
+    assert states == ["reconnecting", "closed"]
     assert [message async for message in subscription] == []
 
 
