@@ -480,7 +480,10 @@ class Realtime:
             logger.error("a member cannot be let in: %s", error)
             socket.close(CloseCode.UNAUTHORIZED, "this member cannot be let in")
             return None
-        return self._on_connect(socket, request) if self._on_connect is not None and member is not None else None
+        if self._on_connect is None:
+            socket.request = request.stripped()  # nobody will read the rest, a token among it
+            return None
+        return self._on_connect(socket, request) if member is not None else None
 
     def _turn_away(self, socket: StreetSocket, error: TokenRefused) -> None:
         if error.temporary:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import http
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
@@ -138,10 +139,11 @@ class Request:
         client: tuple[str, int] | None = None,
         body: bytes = b"",
     ) -> None:
-        self.method = method
-        self.target = target
+        # Words that nearly all requests have in common are in memory once.
+        self.method = sys.intern(method)
+        self.target = target if "?" in target else sys.intern(target)
         self.raw_headers = raw_headers
-        self.http_version = http_version
+        self.http_version = sys.intern(http_version)
         self.client = client
         self.body = body
         self.member: Member | None = None
@@ -164,6 +166,14 @@ class Request:
                 raise ValueError(f"the header {line.partition(b':')[0]!r} has a CR, LF or NUL in it")
         raw = b"\r\n".join([b"", *lines, b""]) if lines else b"\r\n"
         return cls(method, target, raw, http_version=http_version, client=client, body=body)
+
+    def stripped(self) -> Request:
+        """The same without query, headers and body: who asked for what, for those who keep many and want no secrets."""
+        request = Request(
+            self.method, self.target.partition("?")[0], http_version=self.http_version, client=self.client
+        )
+        request.member = self.member
+        return request
 
     @property
     def headers(self) -> Headers:

@@ -34,6 +34,10 @@ def auth(key: Any = SECRET, **options: Any) -> JwtAuth:
 # --- Member ---
 
 
+def test_members_without_roles_share_that():
+    assert Member("ada").roles is Member("bob", []).roles
+
+
 def test_a_member_is_its_fields():
     member = Member("ada", ["admin", "admin", "user"], {"name": "Ada"})
     assert (member.id, member.roles, member.info) == ("ada", frozenset(("admin", "user")), {"name": "Ada"})

@@ -301,7 +301,9 @@ class TestLogin:
             send(client, "publish", channel="room", data=1, id=1)
             assert (await client.expect("welcome"))["data"]["member"]["id"] == "ada"
             assert (await client.expect("reply"))["id"] == 1
-            assert realtime.server.clients[0].request.member == ADA
+            (socket,) = realtime.server.clients
+            assert socket.request.member == ADA
+            assert "token" not in socket.request.query  # nobody will read it, and it is a secret
         async with memory_client(realtime.server, "/realtime?token=bad") as client:
             code, reason = await end_of(client)
             assert (code, reason) == (CloseCode.UNAUTHORIZED, "token 'bad' is not good")

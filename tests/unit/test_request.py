@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from street_fast.auth import Member
 from street_fast.request import Headers, Query, Request, Response
 
 RAW = b"\r\nHost: h:80\r\nACCEPT: a\r\nX-Empty:\r\naccept:  \t b \t\r\nX: \xe9:\x80\r\n"
@@ -189,6 +190,28 @@ def test_a_kept_request_costs_its_bytes_and_little_more():
     gc.collect()
     assert len(gc.get_referents(request)) <= len(Request.__slots__) + 1
     assert not hasattr(request, "__dict__")
+
+
+def test_what_requests_have_in_common_they_share():
+    one, other = (Request("".join(("G", "ET")), "".join(("/", "chat")), http_version="1." + str(1)) for _ in range(2))
+    assert one.method is other.method
+    assert one.target is other.target
+    assert one.http_version is other.http_version
+
+
+@pytest.mark.parametrize("target", ["/chat?token=secret", "http://host/chat?token=secret"])
+def test_a_stripped_request_says_who_asked_for_what(target):
+    request = Request("GET", target, b"\r\nCookie: secret\r\n", http_version="1.0", client=("::1", 5), body=b"secret")
+    request.member = Member("ada")
+    stripped = request.stripped()
+    assert (stripped.method, stripped.path, stripped.http_version, stripped.client) == (
+        "GET",
+        "/chat",
+        "1.0",
+        ("::1", 5),
+    )
+    assert stripped.member is request.member
+    assert (dict(stripped.headers), dict(stripped.query), stripped.body) == ({}, {}, b"")
 
 
 def test_a_request_tells_no_secrets_in_its_repr():
