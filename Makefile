@@ -82,7 +82,7 @@ $(VENV)/dev $(VENV)/bench $(VENV)/wheel: $(VENV)/installed
 # Where there is no Node.js the stamp is not made: the explanation comes every time.
 $(VENV)/npm: $(VENV)/made $(NPM_LOCKS)
 	@if [ -n "$$(sh tools/install_node.sh)" ]; then \
-		for lock in $(NPM_LOCKS); do npm --prefix "$$(dirname $$lock)" --loglevel=error ci || exit 1; done; touch $@; fi
+		for lock in $(NPM_LOCKS); do npm --prefix "$$(dirname $$lock)" --loglevel=error ci --prefer-offline || exit 1; done; touch $@; fi
 
 $(VENV)/built: $(VENV)/installed setup.py $(EXTENSION_SOURCES)
 	@$(BIN)/python setup.py -q build_ext --inplace

@@ -4,6 +4,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     restoreMocks: true,
+    testTimeout: 60_000, // no test is near it on a slow machine; what hangs still ends
     unstubGlobals: true,
   },
 });
