@@ -228,8 +228,9 @@ export function createChannels(
       }
       if (type === "presence") {
         setPresence(channel, changed(channel.presence, data));
-        // Differences without a list to apply them to: there are few enough members again.
-        if (data.joined && !channel.presence.listed && channel.live && !channel.listing) list(channel);
+        // There are few enough members again to list them; or we read too slowly, and an event was dropped.
+        const isWrong = data.joined && data.memberCount !== channel.presence.members.length;
+        if (isWrong && channel.live && !channel.listing) list(channel);
       } else if (type === "typing") {
         const others = channel.typing.filter((id) => id !== data.memberId);
         setTyping(channel, data.typing ? [...others, data.memberId] : others);

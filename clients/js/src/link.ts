@@ -183,9 +183,10 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
 
   const lost = (code: number, reason: string) => {
     const isOpen = state === "open";
+    const hadTransport = transport !== undefined; // else it was the token that was missing
     drop();
     if (isSse) failures = FAILURES_BEFORE_SSE - 1; // the next attempt is a WebSocket again
-    else failures = isOpen || code !== LOST ? 0 : failures + 1;
+    else if (hadTransport) failures = isOpen || code !== LOST ? 0 : failures + 1;
     if (FINAL.includes(code) && !(code === UNAUTHORIZED && hooks.mayRetryToken())) {
       close(code, reason);
       const name = code === UNAUTHORIZED ? "unauthorized" : "closed";

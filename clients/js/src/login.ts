@@ -32,7 +32,6 @@ export function createLogin(
   };
 
   const renewIn = (ms: number) => {
-    lost();
     const due = Date.now() + ms;
     const ring = () => (Date.now() < due ? renewIn(due - Date.now()) : void renew());
     if (ask) timer = setTimeout(ring, Math.min(ms, LONGEST_TIMER_MS));

@@ -468,6 +468,23 @@ test("presence of many: the number only, and the list again when there are few e
   expect(socket.sentOf("presence").length).toBe(3);
 });
 
+test("a list that has not as many as there are is asked for anew: an event was dropped", () => {
+  const { rt, socket } = connected();
+  const presence = vi.fn();
+  rt.trackPresence("chat", presence);
+  const joined = (memberId: string, memberCount: number) =>
+    socket.receive({ type: "presence", channel: "chat", data: { joined: [{ memberId }], left: [], memberCount } });
+  joined("zoe", 1); // before the reply, which has her, too
+  socket.reply("subscribe", { members: [{ memberId: "zoe" }] });
+  joined("ada", 2);
+  expect(socket.sentOf("presence")).toEqual([]);
+  joined("cy", 4);
+  expect(socket.sentOf("presence").length).toBe(1);
+  const members = ["zoe", "ada", "ben", "cy"].map((memberId) => ({ memberId }));
+  socket.reply("presence", { members });
+  expect(presence).toHaveBeenLastCalledWith({ members, memberCount: 4, listed: true });
+});
+
 test("typing of others", async () => {
   const { rt, socket } = connected();
   const seen: string[][] = [];

@@ -40,6 +40,7 @@ test("the server's refusal rejects with its code", async () => {
   const error = await failed;
   expect(error).toBeInstanceOf(RealtimeError);
   expect(error).toMatchObject({ code: "forbidden", channel: "chat", message: "it is forbidden" });
+  expect(String(error)).toBe("RealtimeError: it is forbidden");
 });
 
 test("data that is no JSON rejects", async () => {

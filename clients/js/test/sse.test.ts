@@ -136,6 +136,17 @@ test("a WebSocket that is closed with a code got through: no event stream", asyn
   expect(FakeEventSource.all).toEqual([]);
 });
 
+test("without a token there was no WebSocket to fail", async () => {
+  const token = vi.fn().mockRejectedValue(new Error("offline"));
+  start({ token }).on("error", () => {});
+  await until(() => token.mock.calls.length === 3);
+  token.mockResolvedValue("t");
+  await until(() => FakeSocket.all.length === 1);
+  FakeSocket.last.lose();
+  await until(() => FakeSocket.all.length === 2);
+  expect(FakeEventSource.all).toEqual([]);
+});
+
 test("transports: websocket only", async () => {
   start({ transports: ["websocket"] });
   for (let count = 1; count <= 4; count++) {
