@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from street_fast._core import LoopContext
 from street_fast.client import CannotConnect, Gap, Present, Published, RealtimeError, Received, connect
 from street_fast.client import link as client_link
 from street_fast.errors import ConfigurationError, ConnectionClosed, HandshakeRefused
@@ -43,10 +44,14 @@ class Chat(msgspec.Struct):
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
+    """No task, no connection, no timer."""
     before = asyncio.all_tasks()
     yield
     own = {asyncio.current_task()}
     await until(lambda: asyncio.all_tasks() - own <= before)
+    context = LoopContext.of()
+    await until(lambda: context.stats()["connections"] == 0)
+    await until(lambda: len(context.wheel) == 0)
 
 
 @pytest.fixture
