@@ -231,7 +231,6 @@ class Exchange:
 
     def channel_closed(self, channel: str) -> None:
         """The channel has no connection here any more."""
-        self._interests.pop(channel, None)
         self.backplane.unsubscribe(channel)
 
     def member_joined(self, channel: str, member_id: str, info: bytes | None) -> None:

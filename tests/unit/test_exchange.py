@@ -150,6 +150,26 @@ class TestInterest:
         assert [message["data"] for message in ada.take_type("message")] == [1]
         assert bool(caplog.records) is isinstance(error, OSError)
 
+    async def test_a_channel_that_is_left_and_joined_again_meanwhile(self, make):
+        backplane = Noted()
+        world = await make(backplane=backplane)
+        ada = world.client("ada")
+        pending = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        tasks = []
+        for future in pending:
+            backplane.pending = future
+            world.realtime.hub.join("room", "bridge", ada)
+            tasks.append(asyncio.ensure_future(ada.say("subscribe", channel="room", id=1)))
+            await world.settle()
+            world.realtime.hub.disconnect(ada)
+        pending[0].set_result(None)
+        await world.settle()
+        assert list(world.realtime.exchange._interests) == ["room"]
+        pending[1].set_result(None)
+        await asyncio.gather(*tasks)
+        assert world.realtime.exchange._interests == {}
+        assert [message["data"]["code"] for message in ada.take_type("error")] == ["unavailable"] * 2
+
 
 class TestDeliver:
     async def test_all_but_the_one_to_skip(self, make):
@@ -183,6 +203,38 @@ class TestDeliver:
         world.realtime.publish("room", 1)
         for client in clients:
             assert [message["data"] for message in client.take_type("message")] == [1, 2]
+
+
+class TestAHistoryThatIsAhead:
+    """A backplane that answers later may give what it delivers only then."""
+
+    async def test_it_comes_once(self, make):
+        class Ahead(MemoryBackplane):
+            async def read_later(self, *arguments, **options):
+                return super().read(*arguments, **options)
+
+            def read(self, *arguments, **options):
+                return self.read_later(*arguments, **options)
+
+        world = await make(history={"*": History()}, backplane=Ahead())
+        exchange, delivered = world.realtime.exchange, []
+        ada, ben = world.client("ada"), world.client("ben")
+        await ada.say("subscribe", channel="room")
+        start = (await world.realtime.publish("room", 0)).position
+        deliver, exchange.deliver = exchange.deliver, lambda *what: delivered.append(what)  # the bus is slow
+        world.realtime.publish("room", 1)
+        answer = await ben.done("subscribe", channel="room", since=str(start))
+        assert [message["data"] for message in answer["messages"]] == [1]
+        for what in delivered:
+            deliver(*what)
+        assert ben.take_type("message") == []
+        assert exchange.catching_up == 0
+        exchange.deliver = deliver
+        world.realtime.publish("room", 2)
+        assert exchange._catching_up == {}
+        world.realtime.publish("room", 3)
+        assert [message["data"] for message in ben.take_type("message")] == [2, 3]
+        assert [message["data"] for message in ada.take_type("message")] == [0, 1, 2, 3]
 
 
 class TestLost:

@@ -116,11 +116,13 @@ class TestOptions:
         assert Realtime(api_key="k" * 16).api_keys == ("k" * 16,)
         assert Realtime(api_key=["k" * 16, "l" * 20]).api_keys == ("k" * 16, "l" * 20)
 
-    def test_a_hub_has_one_realtime(self):
+    async def test_a_hub_has_one_realtime_at_a_time(self):
         hub = ChannelHub()
-        Realtime(hub=hub)
+        realtime = Realtime(hub=hub)
         with pytest.raises(ConfigurationError, match="belongs to another Realtime"):
             Realtime(hub=hub)
+        await realtime.close()
+        Realtime(hub=hub)
 
     def test_one_handler_of_connections(self):
         realtime = Realtime()
