@@ -381,6 +381,7 @@ async def test_what_is_said_after_the_end_is_sent_when_it_goes_on(visit, demo):
     await say(ada, "one")
     await say(ada, "two")
     await expect(ada.locator(".message.pending")).to_have_count(2)
+    await expect(ada.locator(".not-sent")).to_have_count(0)
     await ada.get_by_role("button", name="Connect again").click()
     for page in (ada, ben):
         await expect(page.locator(".message:not(.pending) .bubble")).to_have_text(["one", "two"])
@@ -425,6 +426,7 @@ async def test_a_private_note_reaches_one_member(visit):
     await ada.get_by_role("textbox", name="Note to Ben").fill(text)
     await ada.keyboard.press("Enter")
     await expect(toasts(ada)).to_contain_text("Sent to Ben")
+    await expect(member(ada, "Ben").get_by_role("button")).to_be_focused()
     for page in (ben, second):
         await expect(toasts(page)).to_contain_text("Ada · private")
         await expect(toasts(page)).to_contain_text(text)

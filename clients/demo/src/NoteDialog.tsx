@@ -13,8 +13,10 @@ export function NoteDialog({ to, onSend, onClose }: NoteDialogProps) {
   const dialog = useRef<HTMLDialogElement>(null);
   const input = useRef<HTMLInputElement>(null);
   useEffect(() => {
+    const before = document.activeElement as HTMLElement | null;
     dialog.current!.showModal();
     input.current!.focus();
+    return () => before?.focus();
   }, []);
 
   function send(text: string) {
