@@ -31,8 +31,8 @@ test: $(VENV)/dev $(VENV)/built js ## all tests: JavaScript, then Python over th
 pure: $(VENV)/dev ## all tests over the pure-Python build only
 	@$(WITH_BROWSER) STREET_FAST_PURE=1 $(PYTEST)
 
-js: $(VENV)/npm ## the tests of the JavaScript client only
-	@if [ -e $(VENV)/npm ]; then npm --prefix clients/js --silent test; fi
+js: $(VENV)/npm ## the tests of the JavaScript client and of the demo's page only
+	@if [ -e $(VENV)/npm ]; then npm --prefix clients/js --silent test && npm --prefix clients/demo --silent test; fi
 
 lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
 	@$(BIN)/ruff check --quiet .
