@@ -3,8 +3,9 @@
 One task does that; there is one timer, in the wheel of the loop, for all that the protocol wants to do later. Whatever
 is cancelled, and wherever, the socket is closed and the task is gone.
 
-Reading pauses while what is unread is too much (`overfull` readers), so that TCP slows the server down; but it goes on
-while an answer is waited for, for that is behind the unread messages, and a reader may well wait for it.
+Reading pauses while what is unread is too much, so that TCP slows the server down; but it goes on while an answer is
+waited for, for that is behind the unread messages, and a reader may well wait for it. While it pauses the server's
+heartbeat is not seen, so the server is pinged, or it would take us for gone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Link"]
 
 logger = logging.getLogger("street_fast")
+
+_PAUSED_PING_S = 5.0
+"""Well below the time in which a server wants to hear from us (``Limits.pong_timeout_s``)."""
 
 
 class _Loss(NamedTuple):
@@ -84,6 +88,7 @@ class Link:
         self._gone: asyncio.Future[_Loss] = self.loop.create_future()
         self._first: asyncio.Future[None] = self.loop.create_future()
         self._timer: Timer | None = None
+        self._paused_timer: Timer | None = None
         self._runner: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -138,9 +143,10 @@ class Link:
             left.add(self._runner)
         for task in left:
             task.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._paused_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._paused_timer = None
         if left:
             await asyncio.wait(left)
         await asyncio.sleep(0)  # a transport that was aborted closes its socket in the next turn of the loop
@@ -372,9 +378,16 @@ class Link:
         self._paused = pause
         if pause:
             ws.pause_reading()
+            if self._paused_timer is None:
+                self._paused_timer = self._context.wheel.schedule(_PAUSED_PING_S, Link._ping_while_paused, self)
         else:
             protocol.heard()
             ws.resume_reading()
+
+    def _ping_while_paused(self) -> None:
+        self._paused_timer = None
+        if self._paused and self._ws is not None and self._ws.ping():
+            self._paused_timer = self._context.wheel.schedule(_PAUSED_PING_S, Link._ping_while_paused, self)
 
     def read_from(self, feed: Feed) -> None:
         """A reader has taken something from a feed."""

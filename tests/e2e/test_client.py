@@ -305,6 +305,19 @@ async def test_a_reader_who_is_too_slow_is_sent_away_and_misses_nothing(serve: A
         assert realtime.stats()["server"]["connections_opened"] == 2
 
 
+async def test_a_reader_who_takes_his_time_is_not_taken_for_gone(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("street_fast.client.link._PAUSED_PING_S", 0.05)
+    realtime = await serve(limits=Limits(ping_interval_s=0.3, pong_timeout_s=0.15))
+    async with client(realtime) as rt:
+        subscription = await rt.subscribe("room:1", queue_size=1)
+        for number in range(3):
+            realtime.publish("room:1", number)
+        await until(lambda: rt._link._paused)
+        await asyncio.sleep(1)
+        assert realtime.session_count == 1
+        assert [await next_of(subscription) for _ in range(3)] == [0, 1, 2]
+
+
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
