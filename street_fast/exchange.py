@@ -17,7 +17,8 @@ import re
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from street_fast.backplanes import History, Page, Position, Publication, Unavailable
+from street_fast.backplanes import History, Page, Position, Publication, Published, Unavailable
+from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
 from street_fast.messages import gap_message, publication
 
@@ -70,6 +71,7 @@ class HistoryRules:
 
 
 _CHANNELS_REMEMBERED = 10_000
+_NOT_KEPT = Published(None)
 
 
 class Exchange:
@@ -84,9 +86,10 @@ class Exchange:
         self.hub = hub
         self.backplane = backplane
         self.history_of = rules.of
-        self.keeps_history = rules.any
+        self._keeps_history = rules.any
+        self._is_alone = False
         self.delivered = 0
-        """Publications that came from the backplane."""
+        """Publications that were delivered here, to however many."""
         self._most_missed = most_missed
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._interests: dict[str, asyncio.Future[None]] = {}  # of channels that the backplane is about to hear
@@ -100,8 +103,14 @@ class Exchange:
         task.add_done_callback(self._done)
         return task
 
+    async def start(self) -> None:
+        """Begins with the backplane."""
+        await self.backplane.start(self)
+        self._is_alone = type(self.backplane) is MemoryBackplane
+
     async def close(self) -> None:
         """Ends what runs here, and the backplane."""
+        self._is_alone = False
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
@@ -109,6 +118,21 @@ class Exchange:
             await asyncio.wait(tasks)
         self.hub.watcher = None
         await self.backplane.close()
+
+    # --- for publishers ---
+
+    def publish(self, channel: str, payload: bytes, key: str | None) -> Published | Awaitable[Published]:
+        """Publishes through the backplane. Raises Unavailable or OutcomeUnknown, or the awaitable does.
+
+        Where there are no other nodes, and nothing to keep, the backplane would only hand it back: it is not asked.
+        """
+        history = self.history_of(channel) if self._keeps_history else None
+        if history is None and key is None and self._is_alone:
+            self.delivered += 1
+            if self.hub.has_channel(channel):
+                self.hub.deliver(channel, publication(channel, payload, None))
+            return _NOT_KEPT
+        return self.backplane.publish(channel, payload, history=history, key=key)
 
     # --- for sessions ---
 

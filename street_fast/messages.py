@@ -263,7 +263,7 @@ class WrittenMessage(Message):
         self.channel = channel
         self.position = position
         self._json = json
-        self._frame = None
+        self._frame = Frame.text(json)  # there are few channels without a WebSocket
         self._event = None
 
 

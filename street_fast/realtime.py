@@ -276,7 +276,7 @@ class Realtime:
     async def _start(self) -> None:
         self.timers = self.hub.timers()
         self._clock = LoopContext.of().time
-        await self.exchange.backplane.start(self.exchange)
+        await self.exchange.start()
 
     async def close(self) -> None:
         """Ends it: clients are closed with 1012, as `StreetWebSocketServer.close` does it. Any number of times."""
@@ -317,11 +317,8 @@ class Realtime:
             raise TypeError(f"data for channel {channel!r} cannot be written as JSON: {error}") from error
         ts = self.clock_ms()
         payload = publication_payload(channel, written, ts, None)
-        exchange = self.exchange
         try:
-            published = exchange.backplane.publish(
-                channel, payload, history=exchange.history_of(channel), key=None if key is None else f"\n{key}"
-            )
+            published = self.exchange.publish(channel, payload, None if key is None else f"\n{key}")
         except Exception as error:
             published = _failed(error)
         if inspect.isawaitable(published):

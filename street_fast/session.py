@@ -220,7 +220,6 @@ class Session:
 
     def _publish_now(self, envelope: Envelope, channel: str) -> Left:
         realtime, member = self._realtime, self.member
-        exchange = realtime.exchange
         assert member is not None
         data = envelope.data
         if data is UNSET:
@@ -243,8 +242,7 @@ class Session:
         ts = realtime.clock_ms()
         payload = publication_payload(channel, data, ts, member.id)
         try:
-            history = exchange.history_of(channel) if exchange.keeps_history else None
-            published = exchange.backplane.publish(channel, payload, history=history, key=key)
+            published = realtime.exchange.publish(channel, payload, key)
         except STOPPING:
             raise
         except BaseException as error:
