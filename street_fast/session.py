@@ -207,13 +207,22 @@ class Session:
 
     def _publish(self, envelope: Envelope) -> Left:
         channel = envelope.channel
-        if self._realtime.authorize is None and channel is not None and channel[:5] != _USER:
+        if channel is None:
+            self._refuse(envelope, "bad_request", "channel is missing")
+            return None
+        if self._realtime.authorize is None and channel[:5] != _USER:
             return self._publish_now(envelope, channel)
-        return self._run(envelope, self._publishing(envelope))
+        if not self._is_name(envelope, channel):
+            return None
+        answer = self._ask(channel, "publish")
+        if answer is True:
+            return self._publish_now(envelope, channel)
+        return self._run(envelope, self._publishing(envelope, channel, answer))
 
-    def _publishing(self, envelope: Envelope) -> Steps[None]:
-        channel = self._channel_of(envelope)
-        yield from self._may(channel, "publish")
+    def _publishing(self, envelope: Envelope, channel: str, answer: object) -> Steps[None]:
+        allowed = yield from self._judge(answer, channel, "publish")
+        if not allowed:
+            raise self._forbidden("publish")
         left = self._publish_now(envelope, channel)
         if left is not None:
             yield left
@@ -233,7 +242,7 @@ class Session:
                 self._refuse(envelope, "bad_request", f"key: 1 to {realtime.limits.publish_key_bytes} bytes")
                 return None
             key = f"{member.id}\n{key}"  # nobody can use up the keys of another; no id has a line end in it
-        if not realtime.hub.has_channel(channel) and not self._is_name(envelope, channel):
+        if not self._is_name(envelope, channel):
             return None
         if not realtime.take_from_rate(channel):
             self._refuse(envelope, "rate_limited", "too many messages to this channel per second")
@@ -499,14 +508,22 @@ class Session:
         """Ends the operation unless the member may do that."""
         allowed = yield from self._is_allowed(channel, action)
         if not allowed:
-            self._realtime.forbidden += 1
-            raise _Refused("forbidden", f"{action} is not allowed in this channel")
+            raise self._forbidden(action)
+
+    def _forbidden(self, action: str) -> _Refused:
+        self._realtime.forbidden += 1
+        return _Refused("forbidden", f"{action} is not allowed in this channel")
 
     def _is_allowed(self, channel: str, action: str) -> Steps[bool]:
+        allowed = yield from self._judge(self._ask(channel, action), channel, action)
+        return allowed
+
+    def _ask(self, channel: str, action: str) -> object:
+        """Whether the member may do that: True, False, or what `authorize` has returned, for `_judge`."""
         member, authorize = self.member, self._realtime.authorize
         assert member is not None
         grant = None if self._grants is None else self._grants.get(channel)
-        if channel.startswith(_USER):
+        if channel[:5] == _USER:
             if action != "publish":
                 return channel == _USER + member.id
             if authorize is None:
@@ -516,25 +533,36 @@ class Session:
         if authorize is None:
             return True
         try:
-            answer = authorize(member, channel, action)
-            if inspect.isawaitable(answer):
-                answer = yield answer
+            return authorize(member, channel, action)
         except STOPPING:
             raise
         except BaseException as error:
-            if self.peer.closed:
+            return self._authorize_failed(error, channel, action)
+
+    def _judge(self, answer: object, channel: str, action: str) -> Steps[bool]:
+        """What an answer of `authorize` comes to, which may have to be awaited: nothing but True allows."""
+        if inspect.isawaitable(answer):
+            try:
+                answer = yield answer
+            except STOPPING:
                 raise
-            logger.error("authorize failed: %s of channel %r is refused", action, channel, exc_info=error)
-            return False
-        if not isinstance(answer, bool):
-            logger.error(
-                "authorize returned %r, which is neither True nor False: %s of channel %r is refused",
-                type(answer).__name__,
-                action,
-                channel,
-            )
-            return False
-        return answer
+            except BaseException as error:
+                if self.peer.closed:
+                    raise
+                return self._authorize_failed(error, channel, action)
+        if isinstance(answer, bool):
+            return answer
+        logger.error(
+            "authorize returned %r, which is neither True nor False: %s of channel %r is refused",
+            type(answer).__name__,
+            action,
+            channel,
+        )
+        return False
+
+    def _authorize_failed(self, error: BaseException, channel: str, action: str) -> bool:
+        logger.error("authorize failed: %s of channel %r is refused", action, channel, exc_info=error)
+        return False
 
     def _take_grant(self, channel: str, token: str) -> Steps[None]:
         """Notes what a token allows in the channel, in place of what one allowed before."""
@@ -632,18 +660,23 @@ class Session:
         channel = envelope.channel
         if channel is None:
             raise _Refused("bad_request", "channel is missing")
-        if not self._realtime.hub.has_channel(channel):
-            try:
-                self._realtime.hub.check_name("channel", channel)
-            except ValueError as error:
-                raise _Refused("bad_request", str(error)) from None
+        self._check_name(channel)
         return channel
 
-    def _is_name(self, envelope: Envelope, channel: str) -> bool:
+    def _check_name(self, channel: str) -> None:
         try:
             self._realtime.hub.check_name("channel", channel)
         except ValueError as error:
-            self._refuse(envelope, "bad_request", str(error))
+            raise _Refused("bad_request", str(error)) from None
+
+    def _is_name(self, envelope: Envelope, channel: str) -> bool:
+        """The same, outside of an operation."""
+        if self._realtime.hub.has_channel(channel):
+            return True
+        try:
+            self._check_name(channel)
+        except _Refused as refused:
+            self._refuse(envelope, refused.code, refused.message)
             return False
         return True
 
