@@ -173,6 +173,8 @@ class Link:
         except Exception as error:  # a mistake of ours; nobody must wait for ever
             logger.exception("%s: the client failed", self._target)
             self._end(ConnectionClosed(CloseCode.INTERNAL_ERROR, f"the client failed: {error!r}"), wanted=False)
+        finally:  # cancelled by somebody else, if it has not ended yet
+            self._end(ConnectionClosed(CloseCode.INTERNAL_ERROR, "the task of the client was cancelled"), wanted=False)
 
     async def _connect_again_and_again(self) -> None:
         while True:
@@ -234,6 +236,8 @@ class Link:
             if not dialling.done():
                 dialling.cancel()
                 await asyncio.wait({dialling})
+            if not dialling.cancelled():
+                dialling.exception()  # it has been seen
             if self._ws is not None:
                 self._ws.abort()
                 self._ws = None
@@ -280,7 +284,11 @@ class Link:
             return source
         token = source()
         if inspect.isawaitable(token):
-            token = await asyncio.wait_for(token, self._open_timeout_s)
+            try:
+                token = await asyncio.wait_for(token, self._open_timeout_s)
+            except asyncio.TimeoutError as error:
+                why = f"the token function took longer than {self._open_timeout_s:g} s"
+                raise CannotConnect(why) from error
         if not isinstance(token, str) or not token:
             raise RealtimeError("unauthorized", f"the token function returned {type(token).__name__}, and no token")
         return token

@@ -1157,5 +1157,13 @@ async def test_a_slow_token_function_is_not_waited_for() -> None:
         await asyncio.sleep(60)
         return "never"
 
-    with pytest.raises(asyncio.TimeoutError):
+    with pytest.raises(CannotConnect, match="the token function took longer than"):
         await connect("ws://127.0.0.1:1/", token=token, open_timeout_s=0.02)
+
+
+async def test_a_token_function_that_is_cancelled_from_within() -> None:
+    def token() -> str:
+        raise asyncio.CancelledError
+
+    with pytest.raises(ConnectionClosed, match="was cancelled"):
+        await connect("ws://127.0.0.1:1/", token=token)
