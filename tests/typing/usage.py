@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_type  # mypy reads it as of Python 3.11
+from typing import Any, assert_type  # mypy reads it as of Python 3.11
 
 import msgspec
 
@@ -10,15 +10,21 @@ from street_fast import (
     ChannelHub,
     CloseCode,
     Frame,
+    History,
     HttpServer,
+    JwtAuth,
     Limits,
     Member,
+    Realtime,
     Request,
+    SseStream,
     StreetSocket,
     StreetWebSocketServer,
     WebSocket,
     broadcast,
+    connect,
 )
+from street_fast.client import Received
 
 
 class ChatMessage(msgspec.Struct):
@@ -79,3 +85,45 @@ async def main() -> None:
     await http.listen("127.0.0.1", 0)
     assert_type(http.port, int)
     await http.close()
+
+
+def authorize(member: Member, channel: str, action: str) -> bool:
+    return action == "subscribe" or "editor" in member.roles
+
+
+realtime = Realtime(
+    auth=JwtAuth("a secret of at least thirty-two bytes", audience="chat"),
+    authorize=authorize,
+    history={"room:*": History(size=50, ttl_s=60), "room:quiet": None},
+    api_key=["the key of at least 16 characters"],
+)
+
+
+@realtime.on_connect
+def connected(socket: StreetSocket, request: Request) -> None:
+    assert_type(request.member, Member | None)
+
+
+async def publish() -> None:
+    receipt = await realtime.publish("room:1", {"text": "hello"}, key="once")
+    assert_type(receipt.ts, int)
+    realtime.notify("ada", ChatMessage("hello"))
+    realtime.notify(1, "hello")  # type: ignore[arg-type]
+    assert_type(await realtime.history("room:1", limit=10), list[dict[str, Any]])
+    assert_type(realtime.disconnect("ada"), int)
+
+
+async def listen() -> None:
+    async with connect("ws://127.0.0.1:3000/realtime", token=lambda: "a token") as rt:
+        async for message in rt.subscribe("room:1", type=ChatMessage):
+            assert_type(message, Received[ChatMessage])
+            assert_type(message.data.text, str)
+        published = await rt.publish("room:1", ChatMessage("hello"))
+        assert_type(published.duplicate, bool)
+        assert_type(rt.latency_ms, float | None)
+
+
+def ticker(request: Request) -> SseStream:
+    stream = SseStream()
+    stream.send({"price": 1.5}, event="price", id="1")
+    return stream
