@@ -438,12 +438,11 @@ class SseStream:
         if self._transport is not None:
             if not self._blocked:
                 self._flush_soon()
-        elif self._wakeup is not None:
-            self._wake_consumer()
         elif len(self._queue) == 1:  # from now on the consumer keeps somebody waiting
             self._progress_time = self._sent_time
             self._context.note_slow(self)
             self._look_again_in(self.limits.write_stall_timeout_s / 4)
+            self._wake_consumer()
 
     def _take(self) -> list[bytes]:
         """The next batch: whole events."""

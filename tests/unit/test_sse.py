@@ -705,6 +705,36 @@ async def test_a_consumer_that_comes_back_in_time_is_not_slow(consumer):
     assert bench.ended == [bench.stream]
 
 
+async def test_a_burst_to_a_consumer_that_has_waited_long(consumer):
+    """It takes the first of many events, and is no slow consumer for having had nothing to take before."""
+    bench = consumer()
+    first = asyncio.ensure_future(bench.iterator.__anext__())
+    await bench.wait(14.9)
+    for _ in range(100):
+        bench.stream.send("x" * 50)
+    await settle()
+    assert first.result()
+    assert bench.stream.bytes_buffered
+    await bench.wait(9)
+    assert not bench.stream.closed
+    await bench.wait(3)
+    assert bench.stream.closed
+    assert bench.stats["slow_consumers"] == 1
+    await bench.iterator.aclose()
+
+
+async def test_what_a_consumer_has_not_taken_of_a_burst_counts_among_all_slow_ones(consumer):
+    bench = consumer()
+    first = asyncio.ensure_future(bench.iterator.__anext__())
+    await settle()
+    for _ in range(100):
+        bench.stream.send("x" * 50)
+    await settle()
+    assert first.result()
+    assert bench.stats["bytes_waiting"] == bench.stream.bytes_buffered > 0
+    await bench.iterator.aclose()
+
+
 async def test_too_much_waits_for_a_consumer(consumer):
     bench = consumer()
     bench.stream.send("x")
