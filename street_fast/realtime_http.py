@@ -122,8 +122,7 @@ class RealtimeHttp:
         server = self._realtime.server
         try:
             cors = self._check_origin(request)
-            if self._draining or server.draining:
-                raise Refused("unavailable", "restart", headers=self._retry_after())
+            self._check_open()
             if server.full:
                 raise Refused("unavailable", "over capacity", headers=self._retry_after())
             server.other_connections += 1
@@ -137,6 +136,7 @@ class RealtimeHttp:
     async def _admit(self, request: Request, cors: Pairs) -> SseStream:
         channels = self._channels_of(request)
         member = await self._identify(request)
+        self._check_open()  # nobody would tell a stream that begins now when to come back
         if member is None and channels:
             raise Refused("unauthorized", "a token is needed", headers=BEARER)
         if request.method == "HEAD":
@@ -158,6 +158,10 @@ class RealtimeHttp:
             peer.abort()
             raise
         return peer
+
+    def _check_open(self) -> None:
+        if self._draining or self._realtime.server.draining:
+            raise Refused("unavailable", "restart", headers=self._retry_after())
 
     def _channels_of(self, request: Request) -> list[str]:
         hub = self._realtime.hub

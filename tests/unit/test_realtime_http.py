@@ -535,6 +535,17 @@ async def test_drain_does_not_wait_for_who_is_being_let_in(site):
     assert site.refused(response) == (503, "unavailable")
 
 
+async def test_whose_token_is_checked_while_the_server_drains_is_told_to_come_back(site):
+    site = await site(auth=Tokens(ada=ADA))
+    site.realtime.auth.later = True
+    asking = asyncio.ensure_future(site.get("token=ada&channel=a"))
+    draining = asyncio.ensure_future(site.http.drain())
+    response = await asyncio.wait_for(asking, 5)
+    await draining
+    assert site.refused(response) == (503, "unavailable")
+    assert "Retry-After" in dict(response.headers)
+
+
 def test_where_it_is_served():
     def paths(path: str) -> list[tuple[str, str]]:
         realtime = Realtime(StreetWebSocketServer(path=path))
