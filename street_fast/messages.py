@@ -41,6 +41,7 @@ __all__ = [
     "error_message",
     "gap_message",
     "publication",
+    "publication_json",
     "publication_payload",
     "publish_reply",
 ]
@@ -279,10 +280,14 @@ def publication_payload(channel: str, data: bytes | msgspec.Raw, ts: int, sender
     )
 
 
+def publication_json(payload: bytes, position: str | None) -> bytes:
+    """The JSON of the ``message`` event of a `publication_payload`."""
+    return payload + b"}" if position is None else b'%b,"position":"%b"}' % (payload, position.encode())
+
+
 def publication(channel: str, payload: bytes, position: str | None) -> WrittenMessage:
     """The ``message`` event of a `publication_payload`."""
-    json = payload + b"}" if position is None else b'%b,"position":"%b"}' % (payload, position.encode())
-    return WrittenMessage("message", channel, json, position)
+    return WrittenMessage("message", channel, publication_json(payload, position), position)
 
 
 def publish_reply(

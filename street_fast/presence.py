@@ -136,7 +136,10 @@ class Presence:
 
     def describe(self, channel: str) -> list[dict[str, Any]]:
         """All members as the events describe them: ``{"memberId", "info"?}``."""
-        return [describe(member_id, member.info) for member_id, member in self._members.get(channel, {}).items()]
+        return [
+            {"memberId": member_id} if member.info is None else {"memberId": member_id, "info": member.info}
+            for member_id, member in self._members.get(channel, {}).items()
+        ]
 
     def typing_ids(self, channel: str) -> list[str]:
         """The ids of those who are typing, in the order in which they began."""

@@ -31,7 +31,7 @@ from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import checked_limits
 from street_fast.listening import host_and_port
-from street_fast.messages import Message, decode_data, encode, publication, publication_payload
+from street_fast.messages import Message, decode_data, encode, publication_json, publication_payload
 from street_fast.realtime_http import RealtimeHttp
 from street_fast.runner import run_until_stopped
 from street_fast.server import StreetWebSocketServer
@@ -352,8 +352,8 @@ class Realtime:
         page = self.exchange.backplane.read(channel, history, since=None, limit=limit)
         if inspect.isawaitable(page):
             page = await page
-        messages = [publication(channel, payload, str(position)) for payload, position, _ in page.publications]
-        return [decode_data(cast("Any", message.json)) for message in messages]
+        texts = [publication_json(payload, str(position)) for payload, position, _ in page.publications]
+        return [decode_data(cast("Any", text)) for text in texts]
 
     def unsubscribe(self, member_id: str, channel: str, message: str = "the application ended the subscription") -> int:
         """Takes a member out of a channel; its clients are told. Returns how many connections it was.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from street_fast.backplanes import Unavailable
 from street_fast.errors import CloseCode, ConnectionClosed
-from street_fast.messages import Message, gap_message, publication
+from street_fast.messages import Message, gap_message, publication, publication_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -123,33 +123,36 @@ class CatchUp:
         self._must_read = self._lost_while_reading or not ends_there
         return gone if self._must_read else self._join() or gone
 
-    def missed_within(self, most_bytes: int) -> list[Message]:
-        """The next messages from the history, of `most_bytes` in all."""
-        found: list[Message] = []
+    def missed_within(self, most_bytes: int) -> list[bytes]:
+        """The next messages from the history as JSON, of `most_bytes` in all."""
+        found: list[bytes] = []
         while self._missed and len(self._missed[0].payload) + _POSITION_BYTES <= most_bytes:
-            most_bytes -= len(self._missed[0].payload) + _POSITION_BYTES
-            found.append(self._next_missed())
+            payload, position = self._next_missed()
+            found.append(publication_json(payload, position))
+            most_bytes -= len(found[-1])
         return found
 
     def next_batch(self, most_bytes: int) -> list[Message]:
         """The next messages, from the history or held: `most_bytes` in all, or one."""
-        batch = self.missed_within(most_bytes)
-        if not batch and self._missed:
-            return [self._next_missed()]
-        if self._missed or self._must_read:
+        batch: list[Message] = []
+        while self._missed:
+            if batch and len(self._missed[0].payload) + _POSITION_BYTES > most_bytes:
+                return batch
+            batch.append(publication(self.channel, *self._next_missed()))
+            most_bytes -= len(batch[-1].json)
+        if self._must_read:
             return batch
-        left = most_bytes - sum(len(message.json) for message in batch)
-        while self._held and (not batch or len(self._held[0][1].json) <= left):
+        while self._held and (not batch or len(self._held[0][1].json) <= most_bytes):
             self.position, message = self._held.popleft()
-            left -= len(message.json)
             batch.append(message)
+            most_bytes -= len(message.json)
         return batch
 
-    def _next_missed(self) -> Message:
+    def _next_missed(self) -> tuple[bytes, str]:
         payload, position, _ = self._missed.popleft()
         assert position is not None  # it comes from a history
         self.position = position
-        return publication(self.channel, payload, str(position))
+        return payload, str(position)
 
     def _join(self) -> Position | None:
         """Drops what is held and was read; a position if what is left does not follow it."""

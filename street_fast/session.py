@@ -36,7 +36,7 @@ from street_fast.messages import (
     WrittenMessage,
     decode_data,
     error_message,
-    publication,
+    publication_json,
     publication_payload,
     publish_reply,
 )
@@ -367,7 +367,7 @@ class Session:
         if since is None:
             return {"position": position}, position, catch_up
         self._realtime.note_recovery(recovered)
-        return {"position": position, "recovered": recovered, "messages": _spliced(missed)}, position, catch_up
+        return {"position": position, "recovered": recovered, "messages": _array(missed)}, position, catch_up
 
     def _read(self, page: Page | Awaitable[Page]) -> Steps[Page]:
         return (yield page) if inspect.isawaitable(page) else page
@@ -454,8 +454,8 @@ class Session:
             raise _Refused("bad_request", "the channel keeps no history")
         read = realtime.exchange.backplane.read
         page: Page = yield from self._read(read(channel, history, since=since, limit=wanted.limit))
-        messages = _some_of(page.publications, channel, realtime.limits.write_hard_bytes // 4, newest=since is None)
-        data: dict[str, Any] = {"messages": _spliced(messages), "position": str(page.top)}
+        messages = _some_of(page.publications, realtime.limits.write_hard_bytes // 4, newest=since is None)
+        data: dict[str, Any] = {"messages": _array(messages), "position": str(page.top)}
         if since is not None:
             data["recovered"] = page.recovered
         self._answer(envelope, data)
@@ -736,19 +736,19 @@ class Session:
             self._refuse(envelope, "unavailable", "it cannot be done at the moment; try again later")
 
 
-def _spliced(messages: list[Message]) -> msgspec.Raw:
-    """A JSON array of messages."""
-    return msgspec.Raw(b"[%b]" % b",".join([message.json for message in messages]))
+def _array(items: list[bytes]) -> msgspec.Raw:
+    """A JSON array."""
+    return msgspec.Raw(b"[%b]" % b",".join(items))
 
 
-def _some_of(publications: list[Publication], channel: str, most_bytes: int, *, newest: bool) -> list[Message]:
+def _some_of(publications: list[Publication], most_bytes: int, *, newest: bool) -> list[bytes]:
     """The oldest, or the `newest`, of the messages that `most_bytes` hold; at least one."""
-    found: list[Message] = []
+    found: list[bytes] = []
     for payload, position, _ in reversed(publications) if newest else publications:
         most_bytes -= len(payload)
         if most_bytes < 0 and found:
             break
-        found.append(publication(channel, payload, None if position is None else str(position)))
+        found.append(publication_json(payload, None if position is None else str(position)))
     return found[::-1] if newest else found
 
 
