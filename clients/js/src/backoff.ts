@@ -2,20 +2,12 @@
 // lost the same server do not come back in the same second. A server that restarts spreads its clients itself and says
 // how in the reason of the close; that goes first.
 
+import type { RealtimeOptions } from "./types.js";
+
 const HINT = /retry in ([0-9.]+) s$/;
 
-export function createBackoff({ firstMs = 500, longestMs = 30_000 } = {}) {
-  let attempts = 0;
-  return {
-    /** After a connection that lived for a while; not at its opening, or a server that accepts and dies is hammered. */
-    reset(): void {
-      attempts = 0;
-    },
-
-    next(reason: string): number {
-      const ceiling = Math.min(longestMs, firstMs * 2 ** attempts++);
-      const hint = HINT.exec(reason);
-      return hint ? +hint[1]! * 1000 : Math.random() * ceiling;
-    },
-  };
+/** Milliseconds. `attempts` have failed before, since the last connection that lived for a while. */
+export function delay(attempts: number, reason: string, { firstMs = 500, longestMs = 30_000 }: RealtimeOptions["backoff"] = {}) {
+  const hint = HINT.exec(reason);
+  return hint ? +hint[1]! * 1000 : Math.random() * Math.min(longestMs, firstMs * 2 ** attempts);
 }

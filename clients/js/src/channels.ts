@@ -10,9 +10,9 @@
 
 import { call, type Emitter } from "./emitter.js";
 import { RETRIED, RealtimeError } from "./errors.js";
-import { tokenFailed } from "./login.js";
+import { withToken } from "./login.js";
 import type { Outbox } from "./outbox.js";
-import { changed, NOBODY, snapshot } from "./presence.js";
+import { changed, snapshot } from "./presence.js";
 import { CONNECTION, type Requests } from "./requests.js";
 import type { Incoming } from "./transport.js";
 import type { Message, Off, PresenceState, SubscribeOptions, SubscribeReply } from "./types.js";
@@ -28,7 +28,6 @@ interface Listener extends SubscribeOptions {
 interface Channel {
   name: string;
   listeners: Set<Listener>;
-  since?: string | undefined;
   token?: SubscribeOptions["token"];
   /** Counts the requests, so that an answer to an older one is known as such. */
   asked: number;
@@ -64,10 +63,10 @@ export function createChannels(
     const channel: Channel = channels.get(name) ?? {
       name,
       listeners: new Set(),
-      since: listener.since,
+      position: listener.since,
       asked: 0,
       off: true,
-      presence: NOBODY,
+      presence: snapshot({}),
       typing: [],
     };
     channels.set(name, channel);
@@ -75,7 +74,7 @@ export function createChannels(
     channel.token = listener.token ?? channel.token;
     if (channel.off) {
       channel.off = false;
-      void subscribe(channel);
+      subscribe(channel);
     } else if (channel.live) {
       call(listener.presence, channel.presence);
       call(listener.typing, typists(channel));
@@ -102,34 +101,28 @@ export function createChannels(
     clearTimeout(channel.timer);
   };
 
-  const subscribe = async (channel: Channel) => {
+  const subscribe = (channel: Channel) => {
     if (!outbox.isOpen()) return;
+    const { name } = channel;
     const asked = ++channel.asked;
-    let { token } = channel;
-    if (typeof token === "function") {
-      try {
-        token = await token();
-      } catch (error) {
-        if (asked === channel.asked) refused(channel, tokenFailed(error, channel.name));
-        return;
-      }
-      if (asked !== channel.asked) return;
-    }
-    const since = channel.position ?? channel.since;
-    channel.held = since === undefined ? undefined : (channel.held ?? []);
-    requests.call(CONNECTION, { type: "subscribe", channel: channel.name, token, since }, (error, reply) => {
-      // When the connection is lost, `asked` has changed already.
-      if (asked !== channel.asked) return;
-      if (error) refused(channel, error);
-      else subscribed(channel, since, reply);
-    });
+    const isCurrent = () => asked === channel.asked; // when the connection is lost, it has changed already
+    const ask = (token: string | undefined) => {
+      const since = channel.position;
+      channel.held = since === undefined ? undefined : (channel.held ?? []);
+      requests.call(CONNECTION, { type: "subscribe", channel: name, token, since }, (error, reply) => {
+        if (!isCurrent()) return;
+        if (error) refused(channel, error);
+        else subscribed(channel, since, reply);
+      });
+    };
+    void withToken(channel.token, isCurrent, ask, (error) => refused(channel, error), name);
   };
 
   const subscribed = (channel: Channel, since: string | undefined, reply: SubscribeReply) => {
     const { known, held = [], position: seen } = channel;
     channel.live = channel.known = true;
     channel.renewed = false;
-    channel.held = channel.since = undefined;
+    channel.held = undefined;
     if (since !== undefined && reply.recovered) {
       channel.position = since;
       reply.messages?.forEach((message) => deliver(channel, message));
@@ -139,24 +132,20 @@ export function createChannels(
       if (known || since !== undefined) gap(channel);
     }
     held.forEach((message) => deliver(channel, message));
-    setPresence(channel, snapshot(reply));
-    setTyping(channel, reply.typing ?? []);
+    show(channel, reply);
     events.emit({ type: "subscribed", channel: channel.name, data: reply });
   };
 
   const refused = (channel: Channel, error: RealtimeError) => {
     if (RETRIED.includes(error.code)) {
-      channel.timer = setTimeout(() => void subscribe(channel), RETRY_MS * (1 + 4 * Math.random()));
+      channel.timer = setTimeout(() => subscribe(channel), RETRY_MS * (1 + 4 * Math.random()));
     } else if (error.code === "unauthorized" && typeof channel.token === "function" && !channel.renewed) {
       channel.renewed = true;
-      return void subscribe(channel);
+      return subscribe(channel);
     } else {
       channel.off = true;
-      setPresence(channel, NOBODY);
-      setTyping(channel, []);
-      const told = [...channel.listeners].filter(({ onError }) => onError);
-      for (const { onError } of told) call(onError, error);
-      if (told.length) return void events.emit(error);
+      show(channel, {});
+      if (tell(channel, "onError", error)) return void events.emit(error);
     }
     failed(error);
   };
@@ -171,7 +160,7 @@ export function createChannels(
       // The server tells of what is missing before it goes on; this is for one that does not.
       if (before !== undefined && steps !== 1) gap(channel);
     }
-    for (const listener of [...channel.listeners]) call(listener.message, message);
+    tell(channel, "message", message);
     events.emit(message);
   };
 
@@ -179,14 +168,27 @@ export function createChannels(
     events.emit({ type: "gap", channel: name, data: { position } });
   };
 
-  const setPresence = (channel: Channel, presence: PresenceState) => {
-    channel.presence = presence;
-    for (const listener of [...channel.listeners]) call(listener.presence, channel.presence);
+  /** Whether there was anybody to be told. */
+  const tell = (channel: Channel, kind: "message" | "presence" | "typing" | "onError", value: any) => {
+    const told = [...channel.listeners].filter((listener) => listener[kind]);
+    for (const listener of told) call(listener[kind] as (value: any) => void, value);
+    return told.length > 0;
   };
 
-  const setTyping = (channel: Channel, typing: string[]) => {
+  const setPresence = (channel: Channel, presence: PresenceState) => {
+    channel.presence = presence;
+    tell(channel, "presence", presence);
+  };
+
+  const setTyping = (channel: Channel, typing: string[] = []) => {
     channel.typing = typing;
-    for (const listener of [...channel.listeners]) call(listener.typing, typists(channel));
+    tell(channel, "typing", typists(channel));
+  };
+
+  /** Who is there and types, as the reply to a subscribe has it. */
+  const show = (channel: Channel, reply: SubscribeReply) => {
+    setPresence(channel, snapshot(reply));
+    setTyping(channel, reply.typing);
   };
 
   const list = (channel: Channel) => {
@@ -206,7 +208,7 @@ export function createChannels(
     isLive: (name: string) => channels.get(name)?.live,
 
     opened(): void {
-      for (const channel of channels.values()) if (!channel.off) void subscribe(channel);
+      for (const channel of channels.values()) if (!channel.off) subscribe(channel);
     },
 
     lost: () => channels.forEach(forget),

@@ -48,12 +48,15 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     return (latency = performance.now() - sentAt);
   };
 
+  /** Whether it is answered is watched by the link. */
+  const probe = () => void ping().catch(() => {});
+
   const welcomed = (welcome: Welcome) => {
     if (!loggingIn) member = welcome.member;
     outbox.learn(welcome.limits);
     login.expires(welcome.expiresAt, link.isSse()); // where the token was in the address
     const measure = () => {
-      ping().catch(() => {}); // the connection is watched elsewhere
+      probe();
       pingTimer = setTimeout(measure, welcome.heartbeatMs ?? HEARTBEAT_MS);
     };
     if (!link.isSse()) pingTimer = setTimeout(measure, FIRST_PING_MS); // there it would be a POST each time
@@ -85,8 +88,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
   };
 
   const link = createLink(url, options, {
-    token: login.ask,
-    mayRetryToken: login.mayRetry,
+    mayRetry: login.mayRetry,
     opened(send, token) {
       outbox.open(send);
       loggingIn = token !== undefined;
@@ -103,7 +105,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
       channels.lost();
       requests.lost();
     },
-    ping: () => void ping().catch(() => {}), // its deadline is the link's
+    ping: probe,
     state: events.emit,
     error: failed,
   });
@@ -121,7 +123,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     return off;
   };
 
-  const publish: Realtime["publish"] = (channel, data, { key = randomKey() } = {}) => {
+  const publish: Realtime["publish"] = (channel, data, { key = crypto.getRandomValues(new Uint32Array(4)).join("-") } = {}) => {
     typing.set(channel, false);
     return ask(ANSWER, { type: "publish", channel, data: data ?? null, key });
   };
@@ -160,8 +162,4 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
       requests.closed();
     },
   };
-}
-
-function randomKey(): string {
-  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (number) => number.toString(36)).join("-");
 }

@@ -15,19 +15,21 @@ export function call<T>(handler: ((value: T) => void) | undefined, value: T): vo
 export type Emitter = ReturnType<typeof createEmitter>;
 
 export function createEmitter() {
-  const handlers = new Map<string, Set<{ handler: (event: any) => void }>>();
-  const handlersOf = (type: string) => [...(handlers.get(type) ?? [])];
+  let entries: { type: string; handler: (event: any) => void }[] = [];
+  const entriesOf = (wanted: string) => entries.filter(({ type }) => type === wanted);
   return {
     on(type: string, handler: (event: any) => void): Off {
-      const entry = { handler }; // so that the same function twice is two handlers
-      handlers.set(type, (handlers.get(type) ?? new Set()).add(entry));
-      return () => void handlers.get(type)!.delete(entry);
+      const entry = { type, handler }; // so that the same function twice is two handlers
+      entries = [...entries, entry];
+      return () => {
+        entries = entries.filter((other) => other !== entry);
+      };
     },
 
     /** Whether anybody was there to hear it, "*" aside. */
     emit<E extends { type: string }>(event: E): boolean {
-      const own = handlersOf(event.type);
-      for (const { handler } of [...own, ...handlersOf("*")]) call(handler, event);
+      const own = entriesOf(event.type);
+      for (const { handler } of [...own, ...entriesOf("*")]) call(handler, event);
       return own.length > 0;
     },
   };

@@ -7,8 +7,8 @@
  */
 export class RealtimeError extends Error {
   readonly type = "error";
-  readonly code: string;
-  readonly channel: string | undefined;
+  declare readonly code: string;
+  declare readonly channel: string | undefined;
 
   constructor(code: string, message: string, channel?: string) {
     super(message);

@@ -5,9 +5,9 @@
 // the comparison is also made when the page becomes visible or the network comes back. A connection counts as open from
 // the welcome on, since a proxy may take the handshake and then swallow everything.
 
-import { createBackoff } from "./backoff.js";
+import { delay } from "./backoff.js";
 import { RealtimeError } from "./errors.js";
-import { tokenFailed } from "./login.js";
+import { withToken } from "./login.js";
 import { openSse } from "./sse.js";
 import type { Incoming, Transport } from "./transport.js";
 import type { ConnectionState, RealtimeOptions, StateEvent } from "./types.js";
@@ -27,10 +27,8 @@ const UNAUTHORIZED = 4001;
 const FINAL = [1000, 1002, 1003, 1007, 1008, 1009, 1010, 1015, UNAUTHORIZED, 4029];
 
 export interface LinkHooks {
-  /** Asked before each attempt. */
-  token(): string | null | undefined | Promise<string | null | undefined>;
   /** Whether a connection that was refused for its token may be tried once more. */
-  mayRetryToken(): boolean;
+  mayRetry(): boolean;
   /** It can send; the welcome may be still to come. `token` is to be sent; an event stream had it in the address. */
   opened(send: (text: string) => void, token: string | undefined): void;
   event(event: Incoming): void;
@@ -43,13 +41,14 @@ export interface LinkHooks {
 }
 
 export function createLink(url: string, options: RealtimeOptions, hooks: LinkHooks) {
-  const backoff = createBackoff(options.backoff);
   let state: ConnectionState = "connecting";
   let transport: Transport | undefined;
   let isSse = false;
   /** Grows with every attempt and end of one, so that what belongs to an older one is known as such. */
   let turn = 0;
   let running = false;
+  /** Since a connection that lived for a while; not reset at an opening, or a server that accepts and dies is hammered. */
+  let attempts = 0;
   /** Between two attempts. */
   let resting = false;
   let wasOpen = false;
@@ -58,9 +57,8 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   let openedAt = 0;
   let lastSeen = 0;
   let patienceMs = 0;
-  /** Of the attempt, or of the rest. */
+  /** Of the attempt, the connection, or the rest. */
   let timer: ReturnType<typeof setTimeout> | undefined;
-  let lifeTimer: ReturnType<typeof setTimeout> | undefined;
   let probeTimer: ReturnType<typeof setTimeout> | undefined;
 
   const setState = (next: ConnectionState, why?: Omit<StateEvent, "type" | "state">) => {
@@ -69,16 +67,22 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     hooks.state({ type: "state", state, ...why });
   };
 
+  const away = (why?: Omit<StateEvent, "type" | "state">) => setState(wasOpen ? "reconnecting" : "connecting", why);
+
+  const wait = (ms: number, then: () => void) => {
+    clearTimeout(timer);
+    timer = setTimeout(then, ms);
+  };
+
   const begin = () => {
     running = true;
-    listen(onSign, true);
-    void attempt();
+    listen("addEventListener");
+    attempt();
   };
 
   const drop = () => {
     turn += 1;
     clearTimeout(timer);
-    clearTimeout(lifeTimer);
     clearTimeout(probeTimer);
     transport?.close();
     transport = undefined;
@@ -88,7 +92,7 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   const stop = () => {
     drop();
     running = false;
-    listen(onSign, false);
+    listen("removeEventListener");
   };
 
   const close = (code: number, reason: string) => {
@@ -96,50 +100,42 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     setState("closed", { code, reason });
   };
 
-  const attempt = async () => {
+  const attempt = () => {
     const mine = ++turn;
     resting = false;
-    setState(wasOpen ? "reconnecting" : "connecting");
+    away();
     limit();
-    try {
-      let token = hooks.token();
-      if (typeof token === "object") token = await token; // waits only where it must
-      if (mine !== turn) return;
-      open(token || undefined);
-    } catch (error) {
-      if (mine !== turn) return;
-      hooks.error(tokenFailed(error));
-      lost(LOST, "no token");
-    }
+    const failed = (error: RealtimeError) => {
+      hooks.error(error);
+      broken("no token");
+    };
+    void withToken(options.token, () => mine === turn, open, failed);
   };
 
-  const limit = () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => lost(LOST, `no connection within ${CONNECT_MS / 1000} s`), CONNECT_MS);
-  };
+  const limit = () => wait(CONNECT_MS, () => broken(`no connection within ${CONNECT_MS / 1000} s`));
 
   const open = (token: string | undefined) => {
     const { transports = ["websocket", "sse"] } = options;
     const { WebSocket = globalThis.WebSocket, EventSource = globalThis.EventSource, fetch = globalThis.fetch } = options;
-    const websocketUrl = address(url, "ws");
     const sse = transports.includes("sse") && EventSource && fetch;
     const websocket = transports.includes("websocket") && WebSocket;
-    // A server that renders this page has nothing to connect with, or to. It stays as it is.
-    if (!websocketUrl || !(sse || websocket)) return stop();
-    limit();
     const mine = turn;
-    isSse = !!sse && !(websocket && failures < FAILURES_BEFORE_SSE);
     const events = {
       opened: () => hooks.opened((text) => transport?.send(text), isSse ? undefined : token),
       event: received,
       closed: (code: number, reason: string) => void (mine === turn && lost(code, reason)),
     };
     try {
+      const websocketUrl = address(url, "ws");
+      // A server that renders this page has nothing to connect with, or to. It stays as it is.
+      if (!websocketUrl || !(sse || websocket)) return stop();
+      limit();
+      isSse = !!sse && !(websocket && failures < FAILURES_BEFORE_SSE);
       transport = isSse
         ? openSse(url, token, EventSource, fetch, events)
         : openWebSocket(websocketUrl, WebSocket, events);
     } catch (error) {
-      lost(LOST, String(error));
+      broken(String(error));
     }
   };
 
@@ -147,7 +143,6 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     lastSeen = Date.now();
     hooks.event(event);
     if (event.type !== "welcome") return;
-    clearTimeout(timer);
     wasOpen = true;
     openedAt = lastSeen;
     patienceMs = (event.data.heartbeatMs ?? HEARTBEAT_MS) + GRACE_MS;
@@ -156,16 +151,19 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   };
 
   const watch = () => {
-    clearTimeout(lifeTimer);
     const silentMs = Date.now() - lastSeen;
-    if (silentMs < patienceMs) lifeTimer = setTimeout(watch, patienceMs - silentMs);
-    else lost(LOST, `nothing came for ${Math.round(silentMs / 1000)} s`);
+    if (silentMs < patienceMs) wait(patienceMs - silentMs, watch);
+    else broken(`nothing came for ${Math.round(silentMs / 1000)} s`);
   };
+
+  /** As seen by the window on the way down, since the last one is the document's. */
+  const listen = (change: "addEventListener" | "removeEventListener") =>
+    ["online", "offline", "pageshow", "visibilitychange"].forEach((sign) => globalThis[change]?.(sign, onSign, true));
 
   /** Something happened to the page or the network. */
   const onSign = ({ type }: { type: string }) => {
     if (type === "visibilitychange" && document.visibilityState !== "visible") return;
-    if (resting && type !== "offline") void attempt();
+    if (resting && type !== "offline") attempt();
     else if (state === "open") {
       watch();
       if (transport) probe();
@@ -177,9 +175,11 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     hooks.ping();
     clearTimeout(probeTimer);
     probeTimer = setTimeout(() => {
-      if (seen === lastSeen) lost(LOST, `no answer to a ping within ${PROBE_MS / 1000} s`);
+      if (seen === lastSeen) broken(`no answer within ${PROBE_MS / 1000} s`);
     }, PROBE_MS);
   };
+
+  const broken = (reason: string) => lost(LOST, reason);
 
   const lost = (code: number, reason: string) => {
     const isOpen = state === "open";
@@ -187,16 +187,16 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     drop();
     if (isSse) failures = FAILURES_BEFORE_SSE - 1; // the next attempt is a WebSocket again
     else if (hadTransport) failures = isOpen || code !== LOST ? 0 : failures + 1;
-    if (FINAL.includes(code) && !(code === UNAUTHORIZED && hooks.mayRetryToken())) {
+    if (FINAL.includes(code) && !(code === UNAUTHORIZED && hooks.mayRetry())) {
       close(code, reason);
       const name = code === UNAUTHORIZED ? "unauthorized" : "closed";
       return hooks.error(new RealtimeError(name, `the server closed the connection for good (${code}: ${reason})`));
     }
-    if (isOpen && Date.now() - openedAt >= HEALTHY_MS) backoff.reset();
-    const delay = backoff.next(reason);
+    if (isOpen && Date.now() - openedAt >= HEALTHY_MS) attempts = 0;
+    const ms = delay(attempts++, reason, options.backoff);
     resting = true;
-    timer = setTimeout(() => void attempt(), delay);
-    setState(wasOpen ? "reconnecting" : "connecting", { code, reason, retryAt: Date.now() + delay });
+    wait(ms, attempt);
+    away({ code, reason, retryAt: Date.now() + ms });
   };
 
   return {
@@ -208,17 +208,11 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
 
     restart(): void {
       stop();
-      backoff.reset();
+      attempts = 0;
       begin();
     },
 
     state: () => state,
     isSse: () => isSse,
   };
-}
-
-function listen(onSign: (sign: { type: string }) => void, on: boolean): void {
-  const change = on ? "addEventListener" : "removeEventListener";
-  for (const sign of ["online", "offline", "pageshow"]) globalThis[change]?.(sign, onSign);
-  if (typeof document === "object") document[change]("visibilitychange", onSign);
 }

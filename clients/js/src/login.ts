@@ -10,10 +10,25 @@ import type { Member, RealtimeOptions } from "./types.js";
 const EARLY_MS = 30_000;
 const SOONEST_MS = 10_000; // a clock that is wrong must not make a renewal a loop
 const AGAIN_MS = 5_000;
-const LONGEST_TIMER_MS = 2 ** 31 - 1;
+const LONGEST_TIMER_MS = 1e9; // twice as long is too long for one
 
-export function tokenFailed(error: unknown, channel?: string): RealtimeError {
-  return new RealtimeError("token", `the token callback failed: ${error}`, channel);
+/** Gets a token and hands it on, at once where it is there; or what went wrong. To nobody if it is no more `wanted`. */
+export async function withToken(
+  source: RealtimeOptions["token"],
+  wanted: () => boolean,
+  use: (token: string | undefined) => void,
+  failed: (error: RealtimeError) => void,
+  channel?: string,
+): Promise<void> {
+  let token;
+  try {
+    token = typeof source === "function" ? source() : source;
+    if (typeof token === "object") token = await token;
+  } catch (error) {
+    if (wanted()) failed(new RealtimeError("token", `the token callback failed: ${error}`, channel));
+    return;
+  }
+  if (wanted()) use(token || undefined);
 }
 
 export function createLogin(
@@ -22,7 +37,7 @@ export function createLogin(
   loggedIn: (member: Member | undefined) => void,
   failed: (error: RealtimeError) => void,
 ) {
-  const ask = typeof token === "function" ? token : undefined;
+  const isAsked = typeof token === "function";
   let timer: ReturnType<typeof setTimeout> | undefined;
   let retried = false;
 
@@ -34,25 +49,29 @@ export function createLogin(
   const renewIn = (ms: number) => {
     const due = Date.now() + ms;
     const ring = () => (Date.now() < due ? renewIn(due - Date.now()) : void renew());
-    if (ask) timer = setTimeout(ring, Math.min(ms, LONGEST_TIMER_MS));
+    if (isAsked) timer = setTimeout(ring, Math.min(ms, LONGEST_TIMER_MS));
   };
 
-  const renew = async () => {
+  const renew = () => {
     const mine = timer;
-    try {
-      const fresh = await ask!();
-      if (fresh && mine === timer) send(fresh);
-    } catch (error) {
-      if (mine !== timer) return;
-      failed(tokenFailed(error));
-      renewIn(AGAIN_MS);
-    }
+    return withToken(
+      token,
+      () => mine === timer,
+      (fresh) => fresh && send(fresh),
+      later,
+    );
   };
 
-  const expires = (at: number | undefined, accepted: boolean) => {
+  const later = (error: RealtimeError) => {
+    failed(error);
+    if (RETRIED.includes(error.code)) renewIn(AGAIN_MS);
+  };
+
+  const expires = (at = 0, accepted: boolean) => {
     if (accepted) retried = false;
     lost();
-    if (at) renewIn(Math.max((at - Date.now()) * 0.8, at - Date.now() - EARLY_MS, SOONEST_MS));
+    const ms = at - Date.now();
+    if (at) renewIn(Math.max(ms * 0.8, ms - EARLY_MS, SOONEST_MS));
   };
 
   const send = (fresh: string): void =>
@@ -60,21 +79,17 @@ export function createLogin(
       if (!error) {
         loggedIn(reply.member);
         expires(reply.expiresAt, true);
-      } else if (error.code !== "disconnected" && error.code !== "closed") {
-        failed(error);
-        if (RETRIED.includes(error.code)) renewIn(AGAIN_MS);
-      }
+      } else if (error.code !== "disconnected" && error.code !== "closed") later(error);
     });
 
   return {
-    ask: () => (ask ? ask() : (token as string | undefined)),
     send,
     /** When the token expires (milliseconds since the epoch), if it does; and whether the server has just taken it. */
     expires,
     lost,
     /** The server closed with 4001: whether one more connection, with a new token, is worth it. Once. */
     mayRetry(): boolean {
-      const may = ask !== undefined && !retried;
+      const may = isAsked && !retried;
       retried = true;
       return may;
     },

@@ -46,7 +46,7 @@ export function createOutbox() {
         item.sent?.();
       } else if (!item.gone) {
         // Sent, it would end the connection for good (1009).
-        item.settle?.(new RealtimeError("limit_exceeded", `the server takes messages of ${messageBytes} bytes at most`));
+        item.settle?.(new RealtimeError("limit_exceeded", `the server takes ${messageBytes} bytes at most`));
       }
     }
   };

@@ -14,8 +14,6 @@ export function snapshot({ members, memberCount = members?.length ?? 0 }: Presen
   return { members: members ?? [], memberCount, listed: members !== undefined };
 }
 
-export const NOBODY = snapshot({});
-
 /** After a `presence` event. Joined may be there already and left may be gone: the last state wins. */
 export function changed(before: PresenceState, { joined, left, memberCount = 0 }: PresenceData): PresenceState {
   if (!before.listed || !joined || !left) return snapshot({ memberCount });

@@ -80,7 +80,7 @@ export function createRequests(outbox: Outbox, timeoutMs = 10_000, queueSize = 1
     };
     if (life === CONNECTION && !outbox.isOpen()) return request.fail("disconnected", NO_CONNECTION);
     if (life === ANSWER && [...pending.values()].filter((other) => other.life === life && other.waiting).length >= queueSize)
-      return request.fail("queue_full", `${queueSize} messages wait to be sent already (queueSize)`);
+      return request.fail("queue_full", `${queueSize} messages wait already (queueSize)`);
     pending.set(id, request);
     if (life === CALL) startTimer();
     if (outbox.isOpen()) outbox.push(request);
@@ -116,7 +116,7 @@ export function createRequests(outbox: Outbox, timeoutMs = 10_000, queueSize = 1
       pending.forEach((request) => {
         const { life, firstSentAt } = request;
         if (life === ANSWER && firstSentAt && Date.now() - firstSentAt > KEY_LIFE_MS)
-          request.fail("unknown", "the answer was lost with the connection, and it is too late to ask again");
+          request.fail("unknown", "the answer was lost, and it is too late to ask again");
         else if (life !== CONNECTION) outbox.push(request);
       });
     },

@@ -32,7 +32,6 @@ export function openSse(
     source.close();
   };
   const end = (code: number, reason: string) => {
-    if (over) return;
     stop();
     events.closed(code, reason);
   };
@@ -72,7 +71,7 @@ export function openSse(
         // Nothing of it was taken: there is too much that the server has not done yet.
         waiting.unshift(...batch);
         await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
-      } else if (!response?.ok) end(1006, `a message could not be sent: HTTP ${response?.status}`);
+      } else if (!response?.ok) end(1006, `a message was refused: HTTP ${response?.status}`);
     }
     posting = false;
   };

@@ -12,7 +12,7 @@ export interface TransportEvents {
   /** From here on it can send. */
   opened(): void;
   event(event: Incoming): void;
-  /** Once; the code is that of a WebSocket. Nothing comes after it. */
+  /** The code is that of a WebSocket. Whatever comes after it is of no interest. */
   closed(code: number, reason: string): void;
 }
 

@@ -1,12 +1,11 @@
 import { afterEach, expect, test, vi } from "vitest";
-import { createBackoff } from "../src/backoff.js";
+import { delay } from "../src/backoff.js";
 
 afterEach(() => vi.restoreAllMocks());
 
 function delays(random: number, count: number): number[] {
   vi.spyOn(Math, "random").mockReturnValue(random);
-  const backoff = createBackoff();
-  return Array.from({ length: count }, () => backoff.next(""));
+  return Array.from({ length: count }, (_, attempts) => delay(attempts, ""));
 }
 
 test("the ceiling doubles from half a second to thirty", () => {
@@ -18,24 +17,18 @@ test("the whole of it is random, so that pages do not come back together", () =>
   expect(delays(0.25, 3)).toEqual([125, 250, 500]);
 });
 
-test("a reset begins anew", () => {
+test("floor and ceiling are options", () => {
   vi.spyOn(Math, "random").mockReturnValue(1);
-  const backoff = createBackoff({ firstMs: 100, longestMs: 1_000 });
-  expect([backoff.next(""), backoff.next("")]).toEqual([100, 200]);
-  backoff.reset();
-  expect(backoff.next("")).toBe(100);
+  expect([0, 1, 9].map((attempts) => delay(attempts, "", { firstMs: 100, longestMs: 1_000 }))).toEqual([100, 200, 1_000]);
 });
 
 test("the server's own hint goes first, at the end of the reason only", () => {
   vi.spyOn(Math, "random").mockReturnValue(1);
-  const backoff = createBackoff();
-  expect(backoff.next("service restart, retry in 3.4 s")).toBe(3_400);
-  expect(backoff.next("retry in 3.4 s, perhaps")).toBe(1_000);
+  expect(delay(0, "service restart, retry in 3.4 s")).toBe(3_400);
+  expect(delay(1, "retry in 3.4 s, perhaps")).toBe(1_000);
 });
 
 test("it does not overflow", () => {
   vi.spyOn(Math, "random").mockReturnValue(1);
-  const backoff = createBackoff();
-  for (let attempt = 0; attempt < 5_000; attempt++) backoff.next("");
-  expect(backoff.next("")).toBe(30_000);
+  expect(delay(5_000, "")).toBe(30_000);
 });

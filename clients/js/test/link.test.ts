@@ -267,6 +267,14 @@ test("a socket that cannot be made is a failed attempt", async () => {
   expect(states.at(-1)).toEqual({ type: "state", state: "open" });
 });
 
+test("an address that is none is a failed attempt that says so", async () => {
+  const rt = start({}, "wss://[");
+  const states = record(rt, "state");
+  await pass(500);
+  expect(states[0]).toMatchObject({ state: "connecting", reason: expect.stringContaining("Invalid URL") });
+  rt.close();
+});
+
 test("backoff is an option", async () => {
   start({ backoff: { firstMs: 10_000, longestMs: 12_000 } });
   FakeSocket.last.lose();
