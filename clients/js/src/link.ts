@@ -106,8 +106,8 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     away();
     limit();
     const failed = (error: RealtimeError) => {
-      hooks.error(error);
       broken("no token");
+      hooks.error(error);
     };
     void withToken(options.token, () => mine === turn, open, failed);
   };
@@ -140,9 +140,10 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   };
 
   const received = (event: Incoming) => {
+    const mine = turn;
     lastSeen = Date.now();
     hooks.event(event);
-    if (event.type !== "welcome") return;
+    if (event.type !== "welcome" || mine !== turn) return;
     wasOpen = true;
     openedAt = lastSeen;
     patienceMs = (event.data.heartbeatMs ?? HEARTBEAT_MS) + GRACE_MS;

@@ -251,6 +251,18 @@ test("close while waiting for the next attempt, and while connecting", async () 
   expect(FakeSocket.last.closedWith).toBe(1000);
 });
 
+test("closed from within a handler, of the welcome or of a token that failed, it stays closed", async () => {
+  const rt = start();
+  rt.on("welcome", () => rt.close());
+  FakeSocket.last.open().welcome();
+  expect(rt.state).toBe("closed");
+  const other = start({ token: vi.fn().mockRejectedValue(new Error("offline")) });
+  other.on("error", () => other.close());
+  await pass(60_000);
+  expect(other.state).toBe("closed");
+  expect(vi.getTimerCount()).toBe(0);
+});
+
 test("a socket that cannot be made is a failed attempt", async () => {
   let count = 0;
   class Refusing extends FakeSocket {
