@@ -250,9 +250,9 @@ class TestLife:
     async def test_subprotocol(self, begin):
         realtime = await begin()
         async with memory_client(realtime.server, subprotocols=("street-fast", "bearer.x")):
-            assert realtime.server.clients[0].subprotocol == "street-fast"
+            assert realtime.server.clients[-1].subprotocol == "street-fast"
         async with memory_client(realtime.server):
-            assert realtime.server.clients[0].subprotocol is None
+            assert realtime.server.clients[-1].subprotocol is None
 
     async def test_nothing_is_left_of_clients(self, begin):
         def sessions():
