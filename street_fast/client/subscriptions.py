@@ -6,7 +6,8 @@ an earlier one, and stops that when it is subscribed again. Each feed knows what
 too old for the history, it is asked again for the others.
 
 Why a subscription fails decides what becomes of its feeds: a no ends them; "not now" ends one that has never been live,
-because somebody waits to hear of it, and is tried again for the others.
+because somebody waits to hear of it, and is tried again for the others. Where the token of a channel has come to its
+end and a function gives another, the channel is subscribed anew with that.
 """
 
 from __future__ import annotations
@@ -35,23 +36,31 @@ _PASSING: Final = frozenset(("unavailable", "unknown", "rate_limited"))
 """Codes of what may go by."""
 _AGAIN_S: Final = 1.0
 """Least time until the next try; five times that at most."""
+_RENEWED_S: Final = 10.0
+"""A token function that gives the same token again must not make a renewal turn in circles."""
 
 
 class _Channel:
     """A channel that somebody wants."""
 
-    __slots__ = ("asked", "feeds", "name", "subscribed")
+    __slots__ = ("asked", "feeds", "name", "renewed", "subscribed")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.feeds: list[Feed] = []
         self.asked: dict[Request, list[Feed]] = {}  # subscribes without an answer, and for whom they are
         self.subscribed = False  # or may be, on this connection
+        self.renewed = False  # with another token, a moment ago
 
     @property
     def wanting(self) -> list[Feed]:
         """The feeds that can take something."""
         return [feed for feed in self.feeds if not (feed.overfull and feed.full)]
+
+    @property
+    def token(self) -> TokenSource | None:
+        """The newest that it was given."""
+        return next((feed.token for feed in reversed(self.feeds) if feed.token is not None), None)
 
 
 class Subscriptions:
@@ -133,7 +142,7 @@ class Subscriptions:
         self._connection += 1
         for channel in self._channels.values():
             channel.asked.clear()
-            channel.subscribed = False
+            channel.subscribed = channel.renewed = False
             for feed in channel.feeds:
                 feed.live = False
 
@@ -153,20 +162,28 @@ class Subscriptions:
                 feed.skip_to(position)
 
     def unsubscribed(self, channel_name: str, refusal: Refusal) -> None:
-        channel = self._channels.pop(channel_name, None)
-        if channel is not None:
-            for request in channel.asked:
-                self._requests.cancel(request)
+        channel = self._channels.get(channel_name)
+        if channel is None:
+            return
+        for request in channel.asked:
+            self._requests.cancel(request)
+        channel.asked.clear()
+        channel.subscribed = False
+        if refusal.code == "unauthorized" and callable(channel.token):
             for feed in channel.feeds:
-                feed.end(RealtimeError(refusal.code, refusal.message))
+                feed.live = False
+            self._renew(channel)
+            return
+        del self._channels[channel_name]
+        for feed in channel.feeds:
+            feed.end(RealtimeError(refusal.code, refusal.message))
 
     # --- subscribing ---
 
     def _subscribe(self, channel: _Channel) -> None:
-        """With the newest token that the channel has been given."""
-        sources = [feed.token for feed in channel.feeds if feed.token is not None]
-        if not sources or not callable(sources[-1]):
-            self._ask(channel, sources[-1] if sources else None)
+        source = channel.token
+        if source is None or isinstance(source, str):
+            self._ask(channel, source)
             return
         connection = self._connection
 
@@ -178,9 +195,22 @@ class Subscriptions:
             else:
                 self._ask(channel, token)
 
-        self._fetch_token(sources[-1], with_token)
+        self._fetch_token(source, with_token)
 
-    def _ask(self, channel: _Channel, token: object) -> None:
+    def _renew(self, channel: _Channel) -> None:
+        """With another token than the one that has come to its end."""
+        if channel.renewed:
+            self._subscribe_later(channel)
+            return
+
+        def forget() -> None:
+            channel.renewed = False
+
+        channel.renewed = True
+        self._connection_alarms.after(_RENEWED_S, forget)
+        self._subscribe(channel)
+
+    def _ask(self, channel: _Channel, token: str | None) -> None:
         feeds = channel.wanting
         if not feeds or self._channels.get(channel.name) is not channel:
             return

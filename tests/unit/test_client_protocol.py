@@ -1021,6 +1021,33 @@ def test_taken_out_by_the_server() -> None:
     world.take("subscribe")
 
 
+def test_a_token_of_the_channel_that_has_come_to_its_end_makes_place_for_another() -> None:
+    world = World().open()
+    world.sent_now()
+    feed = world.subscribe("chat", token=lambda: "unused")
+    ended = {"code": "unauthorized", "message": "it has expired"}
+    world.tokens.pop()("first")
+    world.reply(world.take("subscribe", token="first"), position=at(0))
+    world.message("chat", 1, at(1))
+    world.receive("unsubscribed", channel="chat", data=ended)
+    assert (feed.live, feed.ended) == (False, False)
+    world.tokens.pop()("second")
+    world.reply(world.take("subscribe", token="second", since=at(1)), position=at(2), recovered=True, messages=page(2))
+    world.message("chat", 3, at(3))
+    assert read(feed) == [1, 2, 3]
+    world.receive("unsubscribed", channel="chat", data=ended)  # at once: the function gives the same one, perhaps
+    assert world.tokens == []
+    world.advance(10)
+    world.tokens.pop()("third")
+    world.refuse(world.take("subscribe", token="third"), "unauthorized")
+    assert (feed.ended, feed.error.code) == (True, "unauthorized")
+    feed = world.subscribe("chat", token=lambda: "unused")
+    world.tokens.pop()("fourth")
+    world.reply(world.take("subscribe", token="fourth"), position=at(3))
+    world.receive("unsubscribed", channel="chat", data={"code": "forbidden", "message": "out"})
+    assert (feed.ended, world.tokens) == (True, [])
+
+
 def test_a_token_of_the_channel() -> None:
     world = World().open()
     world.sent_now()
