@@ -94,6 +94,15 @@ async def dial(
         await dialling.answered
     except (OSError, UnicodeError) as error:
         where = f"{target} (at {uds})" if uds is not None else str(target)
-        raise CannotConnect(f"cannot connect to {where}: {error}") from error
+        raise CannotConnect(f"cannot connect to {where}: {_sentence_of(error)}") from error
     finally:
         dialling.give_up()
+
+
+def _sentence_of(error: Exception) -> str:
+    """Why there is no way, for people."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there; is the server running, and is the port right?"
+    if getattr(error, "reason", None) == "WRONG_VERSION_NUMBER":
+        return "no TLS is spoken there; should the URL begin with ws:// and not wss://?"
+    return str(error)

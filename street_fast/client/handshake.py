@@ -152,7 +152,7 @@ class Opening:
             if self._head_complete and self._parser.get_status_code() == 101:
                 self._judge()
             raise self._broken(f"does not speak HTTP there ({error})") from None
-        if self._complete or len(self._body) >= _BODY_BYTES:
+        if self._complete or len(self._body) >= _BODY_BYTES or self._is_another_answer:
             raise self._refused()
         if not self._head_complete:
             self._head_bytes += len(data)
@@ -187,6 +187,11 @@ class Opening:
             self._reason = b""
 
     # --- judging ---
+
+    @property
+    def _is_another_answer(self) -> bool:
+        """Whether it is no refusal but what somebody else has asked for; its body may have no end (an event stream)."""
+        return self._head_complete and self._parser.get_status_code() < 400
 
     @property
     def _headers(self) -> Headers:

@@ -160,7 +160,13 @@ async def test_nobody_listens() -> None:
         pass
     error = await refused(url)
     assert isinstance(error, CannotConnect)
-    assert str(error).startswith(f"cannot connect to {url.partition('?')[0]}: ")
+    assert str(error).startswith(f"cannot connect to {url.partition('?')[0]}: nothing listens there; ")
+
+
+async def test_tls_where_there_is_none(server: FakeRealtime) -> None:
+    error = await refused(server.url.replace("ws://", "wss://"))
+    assert isinstance(error, CannotConnect)
+    assert "should the URL begin with ws://" in str(error)
 
 
 async def test_no_such_host() -> None:

@@ -110,6 +110,7 @@ def test_an_answer_that_breaks_the_rules(changed: bytes, sentence: str) -> None:
         (b"HTTP/1.1 500 I\r\n\r\n" + b"word " * 1_000, 500, "500 Internal Server Error: word word"),
         (b"HTTP/1.1 301 M\r\nLocation: wss://b/?token=x\r\nContent-Length: 0\r\n\r\n", 301, "points to 'wss://b/'"),
         (b"HTTP/1.1 426 U\r\nContent-Length: 0\r\n\r\n", 426, "is the path right?"),
+        (b"HTTP/1.1 200 O\r\nContent-Type: text/event-stream\r\n\r\ndata: x\n\n", 200, "is the path right?"),
     ],
 )
 def test_a_refusal(answer: bytes, status: int, sentence: str) -> None:
