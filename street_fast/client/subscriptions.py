@@ -225,7 +225,7 @@ class Subscriptions:
             elif isinstance(error, RealtimeError):
                 self._not_subscribed(channel, asked, error)
 
-        fields = {
+        fields: dict[str, object] = {
             "channel": channel.name,
             "since": UNSET if since is None else str(since),
             "token": UNSET if token is None else token,
