@@ -33,7 +33,6 @@ from street_fast.messages import (
     ErrorCode,
     MalformedMessage,
     Message,
-    WrittenMessage,
     decode_data,
     error_message,
     publication_json,
@@ -762,7 +761,7 @@ _DAY_S = 86_400.0
 _LAST_S = 2**53 // 1_000
 """The last second that JavaScript can tell from the next in milliseconds."""
 _NOWHERE = Position.start_of("")
-_PONG = WrittenMessage("pong", None, b'{"type":"pong"}')
+_PONG = Message("pong")
 _BEFORE_LOGIN = frozenset(("auth", "ping", "pong"))
 _OPERATIONS: dict[str, Callable[[Session, Envelope], Left]] = {
     "publish": Session._publish,
