@@ -142,7 +142,7 @@ class _Token(NamedTuple):
 class JwtAuth:
     """Tells members by their JSON Web Tokens: for Realtime(auth=...) or StreetWebSocketServer(authenticate=...).
 
-    Needs PyJWT: ``pip install street_fast[jwt]``. Exactly one of `key` and `jwks` is given.
+    Needs PyJWT: ``pip install 'street_fast[jwt]'``. Exactly one of `key` and `jwks` is given.
 
     Args:
         key: a secret (str or bytes; at least 32 bytes for HS256, 48 for HS384, 64 for HS512) or a public key in PEM

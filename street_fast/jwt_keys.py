@@ -64,10 +64,10 @@ def _pyjwt() -> dict[str, Algorithm]:
     try:
         from jwt.algorithms import get_default_algorithms
     except ImportError as error:
-        raise ConfigurationError("JwtAuth needs PyJWT: pip install street_fast[jwt]") from error
+        raise ConfigurationError("JwtAuth needs PyJWT: pip install 'street_fast[jwt]'") from error
     algorithms = get_default_algorithms()
     if not algorithms.keys() >= PUBLIC_ALGORITHMS:
-        raise ConfigurationError("JwtAuth needs cryptography beside PyJWT: pip install street_fast[jwt]")
+        raise ConfigurationError("JwtAuth needs cryptography beside PyJWT: pip install 'street_fast[jwt]'")
     return algorithms
 
 

@@ -66,6 +66,6 @@ def decoded(body: bytes, kind: Any) -> Any:
     try:
         return decoder_for(kind).decode(body)
     except msgspec.DecodeError as error:
-        raise Refused("bad_request", str(error)) from None
+        raise Refused("bad_request", f"the JSON cannot be read: {error}") from None
     except RecursionError:
         raise Refused("bad_request", "the JSON is nested too deeply") from None

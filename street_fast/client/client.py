@@ -242,8 +242,8 @@ class RealtimeClient:
             type: what the data is decoded to: a msgspec Struct, a dataclass, a builtin. A message that does not fit is
                 left out, logged and counted (`Subscription.misfits`).
             since: a position, such as `Subscription.position` of an earlier run: begin behind it.
-            token: a token for this channel, where the server wants that; or a function that returns one, called for each
-                connection, and when the token has come to its end.
+            token: a token for this channel, where the server wants that; or a function that returns one, called for
+                each connection, and when the token has come to its end.
             on_gap: called where messages are missing, before the next one, with a `Gap`; plain or coroutine. Without
                 it, a gap is logged. Show something that depends on every message anew then.
             queue_size: messages that may be unread. With more, the client stops reading from the server, which slows it

@@ -65,14 +65,14 @@ def test_without_pyjwt_it_says_what_to_install(monkeypatch, modules):
     jwt_keys._pyjwt.cache_clear()
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    with pytest.raises(ConfigurationError, match=r"pip install street_fast\[jwt\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'street_fast\[jwt\]'"):
         checked_algorithms(None)
 
 
 def test_without_cryptography_it_says_what_to_install(monkeypatch):
     jwt_keys._pyjwt.cache_clear()
     monkeypatch.setattr("jwt.algorithms.get_default_algorithms", lambda: {"HS256": ALGORITHMS["HS256"]})
-    with pytest.raises(ConfigurationError, match=r"cryptography.*pip install street_fast\[jwt\]"):
+    with pytest.raises(ConfigurationError, match=r"cryptography.*pip install 'street_fast\[jwt\]'"):
         checked_algorithms(None)
     jwt_keys._pyjwt.cache_clear()
 
@@ -283,4 +283,4 @@ def test_street_fast_is_there_without_pyjwt():
         "except street_fast.ConfigurationError as error: print(error)\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert ran.stdout == "JwtAuth needs PyJWT: pip install street_fast[jwt]\n", ran.stderr
+    assert ran.stdout == "JwtAuth needs PyJWT: pip install 'street_fast[jwt]'\n", ran.stderr

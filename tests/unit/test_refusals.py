@@ -28,6 +28,7 @@ def test_a_body_that_is_none(body):
     with pytest.raises(Refused) as caught:
         decoded(body, list[int])
     assert caught.value.status == 400
+    assert "JSON" in caught.value.message
 
 
 def test_text_is_utf_8():
