@@ -139,6 +139,8 @@ class ChannelHub:
         self._presence_timer: Timer | None = None
         self._unaware: dict[str, set[object]] = {}  # sinks that are not told who is there, by channel
         self._channels: dict[str, _Sinks] = {}
+        self.has_channel: Callable[[str], bool] = self._channels.__contains__
+        """Whether the channel has a connection. Asked for each publish: so no function stands before the dict."""
         self._subscribers: dict[str, _Subscriber] = {}  # by connection id, until it closes
         self._typing_timers: dict[tuple[str, str], Timer] = {}
         self._deliveries: deque[tuple[list[Any], Message, bool]] = deque()
@@ -250,7 +252,9 @@ class ChannelHub:
         """Send a message that was built elsewhere to the connections of `channel`; `skip`: a sink, or a set of them."""
         sinks = self._channels.get(channel)
         if sinks is not None:
-            self._send(sinks, message, skip)
+            others = fan_out(sinks, message.frame, skip)
+            if others:
+                self._deliver_to(others, message)
 
     def publish(
         self,
@@ -340,10 +344,6 @@ class ChannelHub:
     def is_joined(self, channel: str, member_id: str, conn: Peer) -> bool:
         """Whether this connection is in the channel as that member."""
         return member_id in self._channels.get(channel, _NO_SINKS).get(conn.sink, ())
-
-    def has_channel(self, channel: str) -> bool:
-        """Whether the channel has a connection."""
-        return channel in self._channels
 
     def sink_of(self, conn_id: str) -> object:
         """The sink of the connection with this id; None if it is not bound to the hub."""
@@ -523,8 +523,10 @@ class ChannelHub:
 
     def _send(self, sinks: _Sinks, message: Message, skip: object, droppable: bool = False) -> None:
         others = fan_out(sinks, message.frame, skip, droppable)
-        if not others:
-            return
+        if others:
+            self._deliver_to(others, message, droppable)
+
+    def _deliver_to(self, others: list[Any], message: Message, droppable: bool = False) -> None:
         self._deliveries.append((others, message, droppable))
         if self._delivering:
             return  # called from inside deliver(): everybody gets the message before this one first

@@ -175,8 +175,8 @@ class Message(msgspec.Struct, eq=False):
     """One message to clients, for any number of them. Treat it as frozen, and its data too.
 
     `ts` is milliseconds since the epoch; `data` is UNSET when the message has none. `position` is where a client that
-    has seen the message stands in the history of its channel, as text, or None. A Struct, because nothing else in
-    Python is made as fast.
+    has seen the message stands in the history of its channel, as text, or None. A message that is made with its JSON
+    has its data there and nowhere else. A Struct, because nothing else in Python is made as fast.
     """
 
     type: str
@@ -242,12 +242,6 @@ class Message(msgspec.Struct, eq=False):
 _LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
-def written(type: str, channel: str | None, json: bytes, position: str | None = None) -> Message:  # noqa: A002
-    """A message whose JSON is there already; `data`, `ts` and `id` are in it, and nowhere else."""
-    # With its frame: there are few channels without a WebSocket.
-    return Message(type, channel, UNSET, None, None, position, json, Frame.text(json))
-
-
 class _Publication(msgspec.Struct, tag="message", rename={"sender": "from"}, gc=False):
     channel: str
     data: msgspec.Raw
@@ -283,7 +277,9 @@ def publication_json(payload: bytes, position: str | None) -> bytes:
 
 def publication(channel: str, payload: bytes, position: str | None) -> Message:
     """The ``message`` event of a `publication_payload`."""
-    return written("message", channel, publication_json(payload, position), position)
+    json = payload + b"}" if position is None else publication_json(payload, position)
+    # With its frame: there are few channels without a WebSocket.
+    return Message("message", channel, UNSET, None, None, position, json, Frame.text(json))
 
 
 def publish_reply(
@@ -295,7 +291,8 @@ def publish_reply(
 ) -> Message:
     """``{"type":"reply","channel","id","data":{"ts","position"?,"duplicate"?}}``."""
     accepted = _Accepted(ts, UNSET if position is None else position, duplicate or UNSET)
-    return written("reply", channel, _write(_PublishReply(channel, id, accepted)))
+    json = _write(_PublishReply(channel, id, accepted))
+    return Message("reply", channel, UNSET, None, None, None, json, Frame.text(json))
 
 
 def gap_message(channel: str, position: str | None) -> Message:

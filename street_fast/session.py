@@ -241,7 +241,7 @@ class Session:
                 self._refuse(envelope, "bad_request", f"key: 1 to {realtime.limits.publish_key_bytes} bytes")
                 return None
             key = f"{member.id}\n{key}"  # nobody can use up the keys of another; no id has a line end in it
-        if not self._is_name(envelope, channel):
+        if not realtime.hub.has_channel(channel) and not self._is_name(envelope, channel):
             return None
         if not realtime.take_from_rate(channel):
             self._refuse(envelope, "rate_limited", "too many messages to this channel per second")
