@@ -8,16 +8,15 @@
 // The subscription ends a tick after its last listener: a component that is unmounted and mounted again in one go (React
 // in strict mode, a change of page) keeps it.
 
+import { CONNECTION, RESUBSCRIBE_MS } from "./constants.js";
 import { call, type Emitter } from "./emitter.js";
 import { RETRIED, RealtimeError } from "./errors.js";
 import { withToken } from "./login.js";
 import type { Outbox } from "./outbox.js";
 import { changed, snapshot } from "./presence.js";
-import { CONNECTION, type Requests } from "./requests.js";
+import type { Requests } from "./requests.js";
 import type { Incoming } from "./transport.js";
 import type { Message, Off, PresenceState, SubscribeOptions, SubscribeReply } from "./types.js";
-
-const RETRY_MS = 1_000;
 
 interface Listener extends SubscribeOptions {
   message?: (message: Message<any>) => void;
@@ -80,7 +79,8 @@ export function createChannels(
       call(listener.typing, typists(channel));
     }
     return () => {
-      if (channel.listeners.delete(listener) && !channel.listeners.size) setTimeout(() => leave(channel), 0);
+      channel.listeners.delete(listener);
+      setTimeout(leave, 0, channel);
     };
   };
 
@@ -108,7 +108,7 @@ export function createChannels(
     const isCurrent = () => asked === channel.asked; // when the connection is lost, it has changed already
     const ask = (token: string | undefined) => {
       const since = channel.position;
-      channel.held = since === undefined ? undefined : (channel.held ?? []);
+      channel.held = since ? (channel.held ?? []) : undefined;
       requests.call(CONNECTION, { type: "subscribe", channel: name, token, since }, (error, reply) => {
         if (!isCurrent()) return;
         if (error) refused(channel, error);
@@ -123,13 +123,13 @@ export function createChannels(
     channel.live = channel.known = true;
     channel.renewed = false;
     channel.held = undefined;
-    if (since !== undefined && reply.recovered) {
+    if (since && reply.recovered) {
       channel.position = since;
       reply.messages?.forEach((message) => deliver(channel, message));
     } else {
       // A message may have come before this reply; then its position is the newer one.
-      channel.position = since === undefined && ahead(seen, reply.position) > 0 ? seen : reply.position;
-      if (known || since !== undefined) gap(channel);
+      channel.position = !since && ahead(seen, reply.position) > 0 ? seen : reply.position;
+      if (known || since) gap(channel);
     }
     held.forEach((message) => deliver(channel, message));
     show(channel, reply);
@@ -138,7 +138,7 @@ export function createChannels(
 
   const refused = (channel: Channel, error: RealtimeError) => {
     if (RETRIED.includes(error.code)) {
-      channel.timer = setTimeout(() => subscribe(channel), RETRY_MS * (1 + 4 * Math.random()));
+      channel.timer = setTimeout(() => subscribe(channel), RESUBSCRIBE_MS * (1 + 4 * Math.random()));
     } else if (error.code === "unauthorized" && typeof channel.token === "function" && !channel.renewed) {
       channel.renewed = true;
       return subscribe(channel);
@@ -152,13 +152,13 @@ export function createChannels(
 
   const deliver = (channel: Channel, message: Message) => {
     const { position } = message;
-    if (position !== undefined) {
+    if (position) {
       const before = channel.position;
       const steps = ahead(position, before);
       if (steps <= 0) return;
       channel.position = position;
       // The server tells of what is missing before it goes on; this is for one that does not.
-      if (before !== undefined && steps !== 1) gap(channel);
+      if (before && steps !== 1) gap(channel);
     }
     tell(channel, "message", message);
     events.emit(message);
@@ -208,14 +208,16 @@ export function createChannels(
     isLive: (name: string) => channels.get(name)?.live,
 
     opened(): void {
-      for (const channel of channels.values()) if (!channel.off) subscribe(channel);
+      channels.forEach((channel) => channel.off || subscribe(channel));
     },
 
     lost: () => channels.forEach(forget),
 
     /** The next connection is another member's, perhaps: what was refused may be tried again. */
     forgive(): void {
-      for (const channel of channels.values()) channel.off = false;
+      channels.forEach((channel) => {
+        channel.off = false;
+      });
     },
 
     /** What is about a channel, or unknown. */

@@ -3,17 +3,16 @@
 // Right after the opening, and without waiting for the welcome, go the login, then the subscriptions, then what waits.
 
 import { createChannels } from "./channels.js";
+import { ANSWER, CALL, CONNECTION, FIRST_PING_MS, HEARTBEAT_MS, type Life } from "./constants.js";
 import { createEmitter } from "./emitter.js";
 import { RealtimeError } from "./errors.js";
-import { createLink, HEARTBEAT_MS } from "./link.js";
+import { createLink } from "./link.js";
 import { createLogin } from "./login.js";
 import { createOutbox } from "./outbox.js";
-import { ANSWER, CALL, CONNECTION, createRequests, type Envelope, type Life } from "./requests.js";
+import { createRequests, type Envelope } from "./requests.js";
 import type { Incoming } from "./transport.js";
-import { createTyping } from "./typing.js";
 import type { Member, Off, Realtime, RealtimeOptions, StateEvent, Welcome } from "./types.js";
-
-const FIRST_PING_MS = 1_000;
+import { createTyping } from "./typing.js";
 
 /**
  * A connection to a `Realtime` of street_fast.
@@ -80,8 +79,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
         return;
       case "welcome":
         welcomed(data);
-        events.emit(event);
-        break;
+      // and then, as all else:
       default:
         channels.received(event);
     }
@@ -91,7 +89,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     mayRetry: login.mayRetry,
     opened(send, token) {
       outbox.open(send);
-      loggingIn = token !== undefined;
+      loggingIn = !!token;
       if (token) login.send(token);
       channels.opened();
       requests.opened();
@@ -128,7 +126,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     return ask(ANSWER, { type: "publish", channel, data: data ?? null, key });
   };
 
-  if (options.autoConnect ?? (typeof location === "object" || options.WebSocket)) link.start();
+  if (options.autoConnect ?? (globalThis.location || options.WebSocket)) link.start();
 
   return {
     get state() {

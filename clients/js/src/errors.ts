@@ -23,6 +23,5 @@ export const RETRIED = ["unavailable", "unknown", "rate_limited", "timeout", "to
 
 /** Tells the developer of an error that nobody caught, without disturbing whoever called. */
 export function report(error: unknown): void {
-  if (typeof reportError === "function") reportError(error);
-  else console.error(error);
+  (globalThis.reportError ?? console.error)(error);
 }

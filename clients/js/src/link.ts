@@ -1,11 +1,27 @@
 // The connection that comes back: one transport after another, until it is closed or told not to.
 //
-// It chooses the transport, tries again with growing random delays, and notices a connection that is dead. Times are
-// compared, not counted by timers alone: those stand still in a laptop that sleeps and are slow in a background tab, so
-// the comparison is also made when the page becomes visible or the network comes back. A connection counts as open from
-// the welcome on, since a proxy may take the handshake and then swallow everything.
+// Server-Sent Events are for where WebSockets do not get through: two in a row that got no welcome, or five where the last
+// connection was a WebSocket, because then it is rather the server that is away. A page on an event stream tries a
+// WebSocket beside it now and then, and changes over when that one gets its welcome.
+//
+// Attempts come after growing random delays, and a connection that is dead is noticed. Times are compared, not counted by
+// timers alone: those stand still in a laptop that sleeps and are slow in a background tab, so the comparison is also made
+// when the page becomes visible or the network comes back. A connection counts as open from the welcome on, since a proxy
+// may take the handshake and then swallow everything.
 
 import { delay } from "./backoff.js";
+import {
+  CONNECT_MS,
+  FAILURES_BEFORE_SSE,
+  FAILURES_OF_A_WAY_THAT_WORKED,
+  GRACE_MS,
+  HEALTHY_MS,
+  HEARTBEAT_MS,
+  LOOK_MS,
+  LOST,
+  PROBE_MS,
+  UNAUTHORIZED,
+} from "./constants.js";
 import { RealtimeError } from "./errors.js";
 import { withToken } from "./login.js";
 import { openSse } from "./sse.js";
@@ -14,16 +30,8 @@ import type { ConnectionState, RealtimeOptions, StateEvent } from "./types.js";
 import { address } from "./url.js";
 import { openWebSocket } from "./websocket.js";
 
-const CONNECT_MS = 10_000;
-/** Of a server that has none: then it is our own pings that are answered. */
-export const HEARTBEAT_MS = 25_000;
-const GRACE_MS = 10_000; // beyond the heartbeat of the server
-const PROBE_MS = 5_000;
-const HEALTHY_MS = 10_000;
-const FAILURES_BEFORE_SSE = 2;
-
-const LOST = 1006;
-const UNAUTHORIZED = 4001;
+/** Code and reason of what does not get through: lost, or closed by a proxy that says nothing. */
+const SILENT = /^100(0$|[56])/;
 const FINAL = [1000, 1002, 1003, 1007, 1008, 1009, 1010, 1015, UNAUTHORIZED, 4029];
 
 export interface LinkHooks {
@@ -52,8 +60,12 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
   /** Between two attempts. */
   let resting = false;
   let wasOpen = false;
+  /** The last that was open was a WebSocket. */
+  let wasWebSocket = false;
   /** WebSockets that ended before a welcome, in a row. */
   let failures = 0;
+  /** A WebSocket beside the event stream, to see whether it gets through. */
+  let scout: Transport | undefined;
   let openedAt = 0;
   let lastSeen = 0;
   let patienceMs = 0;
@@ -84,8 +96,9 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     turn += 1;
     clearTimeout(timer);
     clearTimeout(probeTimer);
+    scout?.close();
     transport?.close();
-    transport = undefined;
+    scout = transport = undefined;
     hooks.lost();
   };
 
@@ -104,15 +117,15 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     const mine = ++turn;
     resting = false;
     away();
-    limit();
+    limit(rest);
     const failed = (error: RealtimeError) => {
-      broken("no token");
+      rest(LOST, "no token");
       hooks.error(error);
     };
     void withToken(options.token, () => mine === turn, open, failed);
   };
 
-  const limit = () => wait(CONNECT_MS, () => broken(`no connection within ${CONNECT_MS / 1000} s`));
+  const limit = (end: typeof lost) => wait(CONNECT_MS, () => end(LOST, "no connection in time"));
 
   const open = (token: string | undefined) => {
     const { transports = ["websocket", "sse"] } = options;
@@ -120,17 +133,25 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     const sse = transports.includes("sse") && EventSource && fetch;
     const websocket = transports.includes("websocket") && WebSocket;
     const mine = turn;
-    const events = {
-      opened: () => hooks.opened((text) => transport?.send(text), isSse ? undefined : token),
-      event: received,
-      closed: (code: number, reason: string) => void (mine === turn && lost(code, reason)),
-    };
+    const openingAt = Date.now();
+    let lookMs = LOOK_MS;
     try {
       const websocketUrl = address(url, "ws");
       // A server that renders this page has nothing to connect with, or to. It stays as it is.
       if (!websocketUrl || !(sse || websocket)) return stop();
-      limit();
-      isSse = !!sse && !(websocket && failures < FAILURES_BEFORE_SSE);
+      limit(lost);
+      isSse = !!sse && !(websocket && failures < (wasWebSocket ? FAILURES_OF_A_WAY_THAT_WORKED : FAILURES_BEFORE_SSE));
+      const events = {
+        opened: () => hooks.opened((text) => transport?.send(text), isSse ? undefined : token),
+        event(event: Incoming) {
+          received(event);
+          if (!isSse || !websocket || mine !== turn || lastSeen - openingAt < lookMs) return;
+          lookMs *= 2;
+          scout?.close();
+          scout = openWebSocket(websocketUrl, websocket, { opened() {}, event: changeOver, closed() {} });
+        },
+        closed: (code: number, reason: string) => void (mine === turn && lost(code, reason)),
+      };
       transport = isSse
         ? openSse(url, token, EventSource, fetch, events)
         : openWebSocket(websocketUrl, WebSocket, events);
@@ -139,12 +160,20 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     }
   };
 
+  /** The scout has got a welcome. Positions and keys see to it that nothing is lost or comes twice. */
+  const changeOver = () => {
+    drop();
+    failures = 0;
+    attempt();
+  };
+
   const received = (event: Incoming) => {
     const mine = turn;
     lastSeen = Date.now();
     hooks.event(event);
     if (event.type !== "welcome" || mine !== turn) return;
     wasOpen = true;
+    wasWebSocket = !isSse;
     openedAt = lastSeen;
     patienceMs = (event.data.heartbeatMs ?? HEARTBEAT_MS) + GRACE_MS;
     watch();
@@ -167,33 +196,32 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     if (resting && type !== "offline") attempt();
     else if (state === "open") {
       watch();
-      if (transport) probe();
+      if (!transport) return;
+      const seen = lastSeen;
+      hooks.ping();
+      clearTimeout(probeTimer);
+      probeTimer = setTimeout(() => {
+        if (seen === lastSeen) broken("no answer to a ping");
+      }, PROBE_MS);
     }
-  };
-
-  const probe = () => {
-    const seen = lastSeen;
-    hooks.ping();
-    clearTimeout(probeTimer);
-    probeTimer = setTimeout(() => {
-      if (seen === lastSeen) broken(`no answer within ${PROBE_MS / 1000} s`);
-    }, PROBE_MS);
   };
 
   const broken = (reason: string) => lost(LOST, reason);
 
   const lost = (code: number, reason: string) => {
     const isOpen = state === "open";
-    const hadTransport = transport !== undefined; // else it was the token that was missing
-    drop();
-    if (isSse) failures = FAILURES_BEFORE_SSE - 1; // the next attempt is a WebSocket again
-    else if (hadTransport) failures = isOpen || code !== LOST ? 0 : failures + 1;
-    if (FINAL.includes(code) && !(code === UNAUTHORIZED && hooks.mayRetry())) {
-      close(code, reason);
-      const name = code === UNAUTHORIZED ? "unauthorized" : "closed";
-      return hooks.error(new RealtimeError(name, `the server closed the connection for good (${code}: ${reason})`));
-    }
+    const gotThrough = isOpen || !SILENT.test(code + reason);
+    // After an event stream the next attempt is a WebSocket again.
+    failures = isSse ? (wasWebSocket ? 0 : FAILURES_BEFORE_SSE - 1) : gotThrough ? 0 : failures + 1;
     if (isOpen && Date.now() - openedAt >= HEALTHY_MS) attempts = 0;
+    if (!gotThrough || !FINAL.includes(code) || (code === UNAUTHORIZED && hooks.mayRetry())) return rest(code, reason);
+    close(code, reason);
+    const name = code === UNAUTHORIZED ? "unauthorized" : "closed";
+    hooks.error(new RealtimeError(name, `the server closed the connection for good (${code}: ${reason})`));
+  };
+
+  const rest = (code: number, reason: string) => {
+    drop();
     const ms = delay(attempts++, reason, options.backoff);
     resting = true;
     wait(ms, attempt);

@@ -3,14 +3,10 @@
 // As a message it may be of any size and stays out of the logs of addresses. An event stream cannot begin with a message,
 // so there it is in the address.
 
+import { CONNECTION, EARLY_MS, LONGEST_TIMER_MS, SOONEST_MS, TOKEN_RETRY_MS } from "./constants.js";
 import { RETRIED, RealtimeError } from "./errors.js";
-import { CONNECTION, type Requests } from "./requests.js";
+import type { Requests } from "./requests.js";
 import type { Member, RealtimeOptions } from "./types.js";
-
-const EARLY_MS = 30_000;
-const SOONEST_MS = 10_000; // a clock that is wrong must not make a renewal a loop
-const AGAIN_MS = 5_000;
-const LONGEST_TIMER_MS = 1e9; // twice as long is too long for one
 
 /** Gets a token and hands it on, at once where it is there; or what went wrong. To nobody if it is no more `wanted`. */
 export async function withToken(
@@ -64,7 +60,7 @@ export function createLogin(
 
   const later = (error: RealtimeError) => {
     failed(error);
-    if (RETRIED.includes(error.code)) renewIn(AGAIN_MS);
+    if (RETRIED.includes(error.code)) renewIn(TOKEN_RETRY_MS);
   };
 
   const expires = (at = 0, accepted: boolean) => {

@@ -26,13 +26,12 @@ export function createOutbox() {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let messageBytes = 65_536;
 
-  const fits = (text: string) =>
-    text.length * 3 <= messageBytes || new TextEncoder().encode(text).length <= messageBytes;
+  const fits = (text: string) => new TextEncoder().encode(text).length <= messageBytes;
 
   const drain = () => {
     clearTimeout(timer);
     timer = undefined;
-    while (send && queue.length > 0) {
+    while (send && queue.length) {
       const item = queue[0]!;
       const goes = !item.gone && fits(item.text);
       const wait = goes ? pacer.take() : 0;
@@ -52,7 +51,7 @@ export function createOutbox() {
   };
 
   return {
-    isOpen: () => send !== undefined,
+    isOpen: () => !!send,
 
     open(sender: (text: string) => void): void {
       send = sender;

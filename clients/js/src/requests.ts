@@ -5,22 +5,11 @@
 // for five minutes after it has seen it; a publish that was sent longer ago and is still unanswered fails as `unknown`.
 // Everything else is answered in time or fails.
 
+import { ANSWER, ATTEMPTS, CALL, CONNECTION, KEY_LIFE_MS, type Life, UNKNOWN_RETRY_MS } from "./constants.js";
 import { RealtimeError } from "./errors.js";
 import type { Outbox, Outgoing } from "./outbox.js";
 
-const ATTEMPTS = 3;
-const KEY_LIFE_MS = 280_000;
-const UNKNOWN_RETRY_MS = 1_000;
 const NO_CONNECTION = "there is no connection";
-
-// How long a request lives.
-/** Only on this connection: subscribe, auth, ping. Its time runs from when it was sent. */
-export const CONNECTION = 0;
-/** Asked again on the next connection. Its time runs from the call. */
-export const CALL = 1;
-/** Kept until answered: publish. */
-export const ANSWER = 2;
-export type Life = typeof CONNECTION | typeof CALL | typeof ANSWER;
 
 export interface Envelope {
   type: string;
@@ -109,14 +98,14 @@ export function createRequests(outbox: Outbox, timeoutMs = 10_000, queueSize = 1
         clearTimeout(request.timer);
         request.timer = setTimeout(() => again(request), UNKNOWN_RETRY_MS);
       } else request?.settle(error);
-      return request !== undefined;
+      return !!request;
     },
 
     opened(): void {
       pending.forEach((request) => {
         const { life, firstSentAt } = request;
         if (life === ANSWER && firstSentAt && Date.now() - firstSentAt > KEY_LIFE_MS)
-          request.fail("unknown", "the answer was lost, and it is too late to ask again");
+          request.fail("unknown", "the answer was lost");
         else if (life !== CONNECTION) outbox.push(request);
       });
     },

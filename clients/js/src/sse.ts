@@ -4,13 +4,10 @@
 // POSTs go one after the other, which keeps the order, and each takes what has gathered meanwhile. An EventSource tries
 // again by itself; here the link does that, with its own delays.
 
+import { BATCH, BUSY_MS, CLOSED } from "./constants.js";
 import type { Transport, TransportEvents } from "./transport.js";
 import type { EventSourceLike, RealtimeOptions } from "./types.js";
 import { address } from "./url.js";
-
-const BATCH = 8; // of 16 that the server takes, so that large ones fit into a request too
-const BUSY_MS = 1_000;
-const CLOSED = 2;
 
 export function openSse(
   base: string,

@@ -1,8 +1,7 @@
 // "I am typing", from one call per keystroke: sent at once, again every 2.5 s as long as calls keep coming (the server
 // forgets it after five), and ended 5 s after the last of them. It is worth nothing later, so it is never queued.
 
-const REFRESH_MS = 2_500;
-const END_MS = 5_000;
+import { TYPING_END_MS, TYPING_REFRESH_MS } from "./constants.js";
 
 interface Typing {
   calledAt: number;
@@ -28,7 +27,7 @@ export function createTyping(send: (channel: string, typing: boolean) => void) {
       current.calledAt = now;
       current.again = true;
     } else {
-      const timer = setInterval(() => check(channel), REFRESH_MS);
+      const timer = setInterval(() => check(channel), TYPING_REFRESH_MS);
       channels.set(channel, { calledAt: now, timer });
       send(channel, true);
     }
@@ -36,7 +35,7 @@ export function createTyping(send: (channel: string, typing: boolean) => void) {
 
   const check = (channel: string) => {
     const current = channels.get(channel)!;
-    if (Date.now() - current.calledAt >= END_MS) set(channel, false);
+    if (Date.now() - current.calledAt >= TYPING_END_MS) set(channel, false);
     else if (current.again) {
       current.again = false;
       send(channel, true);

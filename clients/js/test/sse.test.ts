@@ -48,6 +48,7 @@ interface Request {
   answer: (status: number) => void;
 }
 
+let got: unknown[] = [];
 let posts: Request[] = [];
 let probes: string[] = [];
 let refusal: Response | Error = new Error("offline");
@@ -70,6 +71,7 @@ const fakeFetch: NonNullable<RealtimeOptions["fetch"]> = (url, init) => {
 beforeEach(() => {
   standStill();
   FakeEventSource.all = [];
+  got = [];
   posts = [];
   probes = [];
 });
@@ -127,6 +129,124 @@ test("the next reconnect tries the WebSocket again, and falls back after one fai
   await until(() => FakeSocket.all.length === 6);
 });
 
+/** A page that was on a WebSocket until the server went away, and found it again when it tried an event stream. */
+async function fallen() {
+  const rt = start();
+  FakeSocket.last.open().welcome();
+  rt.subscribe("chat", ({ data }) => got.push(data));
+  FakeSocket.last.reply("subscribe", { position: "e:0:0" }).receive(message("chat", 1, "e:1:a")).lose();
+  for (let count = 2; count <= 6; count++) {
+    await until(() => FakeSocket.all.length === count);
+    FakeSocket.last.lose();
+  }
+  await until(() => FakeEventSource.all.length === 1);
+  const source = FakeEventSource.last.welcome();
+  await pass(0);
+  posts[0]!.answer(204);
+  source.receive({ type: "reply", id: posts[0]!.envelopes[0].id, channel: "chat", data: { recovered: true, messages: [] } });
+  return { rt, source };
+}
+
+/** Time goes by on an event stream. */
+async function heartbeats(source: FakeEventSource, ms: number): Promise<void> {
+  for (let passed = 0; passed < ms; passed += 15_000) {
+    await pass(15_000);
+    source.receive({ type: "ping" });
+  }
+}
+
+test("where the last connection was a WebSocket, five must fail before an event stream is tried, once", async () => {
+  start();
+  FakeSocket.last.open().welcome().lose();
+  for (let round = 1; round <= 2; round++) {
+    for (let count = 1; count <= 5; count++) {
+      await until(() => FakeSocket.all.length === (round - 1) * 5 + count + 1);
+      expect(FakeEventSource.all.length).toBe(round - 1);
+      FakeSocket.last.lose();
+    }
+    await until(() => FakeEventSource.all.length === round);
+    FakeEventSource.last.fail(0);
+  }
+});
+
+test("a page that fell to an event stream while the server was away comes back to the WebSocket", async () => {
+  const { rt, source } = await fallen();
+  const states = record(rt, "state");
+  const gaps = record(rt, "gap");
+  await heartbeats(source, 45_000);
+  expect(FakeSocket.all.length).toBe(6);
+  await heartbeats(source, 15_000);
+  expect(FakeSocket.all.length).toBe(7);
+  const scout = FakeSocket.last.open();
+  expect(states).toEqual([]); // the stream goes on meanwhile
+  source.receive(message("chat", 2, "e:2:b"));
+  const published = rt.publish("chat", 3);
+  await pass(0);
+
+  scout.welcome();
+  expect([scout.closedWith, source.closed]).toEqual([1000, true]);
+  expect(scout.sent).toEqual([]);
+  const socket = FakeSocket.last.open().welcome();
+  expect(FakeSocket.all.length).toBe(8);
+  expect(states.map(({ state }) => state)).toEqual(["reconnecting", "open"]);
+  expect(socket.sentOf("subscribe")).toMatchObject([{ channel: "chat", since: "e:2:b" }]);
+  expect(socket.sentOf("publish")[0].key).toBe(posts[1]!.envelopes[0].key);
+  const missed = [message("chat", 2, "e:2:b"), message("chat", 3, "e:3:c")];
+  socket.reply("subscribe", { position: "e:3:c", recovered: true, messages: missed }).reply("publish", { ts: 9 });
+  expect(await published).toEqual({ ts: 9 });
+  expect(got).toEqual([1, 2, 3]);
+  expect(gaps).toEqual([]);
+  await pass(30_000);
+  expect(FakeSocket.all.length).toBe(8);
+});
+
+test("where WebSockets are blocked it is tried more and more rarely, and the stream notices nothing of it", async () => {
+  const rt = start();
+  FakeSocket.last.lose();
+  await until(() => FakeSocket.all.length === 2);
+  FakeSocket.last.lose();
+  await until(() => FakeEventSource.all.length === 1);
+  const source = FakeEventSource.last.welcome();
+  const states = record(rt, "state");
+  const tries = [];
+  for (let seconds = 15; seconds <= 600; seconds += 15) {
+    await heartbeats(source, 15_000);
+    if (FakeSocket.all.length > tries.length + 2) tries.push(seconds);
+    if (tries.length === 1) FakeSocket.last.lose();
+  }
+  expect(tries).toEqual([60, 120, 240, 480]);
+  expect(FakeSocket.all.slice(-3).map(({ closedWith }) => closedWith)).toEqual([1000, 1000, undefined]);
+  expect(states).toEqual([]);
+  expect(posts).toEqual([]);
+  rt.close();
+  expect(FakeSocket.last.closedWith).toBe(1000);
+  expect(vi.getTimerCount()).toBe(0);
+});
+
+test("who wants event streams only gets no WebSocket", async () => {
+  const { source } = streaming();
+  await heartbeats(source, 300_000);
+  expect(FakeSocket.all).toEqual([]);
+});
+
+test.each([1000, 1005])("a WebSocket that is closed before its welcome, with %i and no reason, did not get through", async (code) => {
+  start();
+  FakeSocket.last.open().lose(code);
+  await until(() => FakeSocket.all.length === 2);
+  FakeSocket.last.open().lose(code);
+  await until(() => FakeEventSource.all.length === 1);
+});
+
+test.each([
+  [1000, "done"],
+  [1008, ""],
+  [4001, "unauthorized"],
+])("what a server says before the welcome counts: %i %s", (code, reason) => {
+  const rt = start();
+  FakeSocket.last.open().lose(code, reason);
+  expect(rt.state).toBe("closed");
+});
+
 test("a WebSocket that is closed with a code got through: no event stream", async () => {
   start();
   for (let count = 1; count <= 4; count++) {
@@ -137,7 +257,7 @@ test("a WebSocket that is closed with a code got through: no event stream", asyn
 });
 
 test("without a token there was no WebSocket to fail", async () => {
-  const token = vi.fn().mockRejectedValue(new Error("offline"));
+  const token = vi.fn().mockRejectedValue(new Error("offline")).mockReturnValueOnce(new Promise(() => {}));
   start({ token }).on("error", () => {});
   await until(() => token.mock.calls.length === 3);
   token.mockResolvedValue("t");
@@ -187,7 +307,6 @@ test("subscriptions go by POST to the connection of the welcome, and the token d
 
 test("replies and messages come by the stream", async () => {
   const { rt, source } = streaming();
-  const got: unknown[] = [];
   rt.subscribe("chat", ({ data }) => got.push(data));
   await pass(0);
   posts[0]!.answer(204);
