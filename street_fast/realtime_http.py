@@ -10,7 +10,8 @@ a client whose id it does not know, whatever cookies its requests carry.
 
 **Order.** What a client asks for is done one after the other, as it came: the channels of the request first. A POST is
 answered when what it brought is queued; what cannot be queued is refused with 429. The response to the GET begins with
-the first channel that the client may have; if there is none, it is refused.
+the first channel that the client may have; if there is none, or none within ``login_timeout_s``, it is refused. (Until
+then not every server can see that its client has gone.)
 """
 
 from __future__ import annotations
@@ -199,7 +200,11 @@ class RealtimeHttp:
         for channel, since in positions.items():
             peer.inbox.append(functools.partial(opening.subscribe, session, channel, since))
         self._work(peer)
-        await opening.decided
+        try:
+            await asyncio.wait_for(opening.decided, self._limits.login_timeout_s)
+        except asyncio.TimeoutError:
+            text = "the channels could not be had in time"
+            raise Refused("unavailable", text, headers=self._retry_after()) from None
         peer.opening = None
         if opening.errors and not opening.subscribed:
             code, message = next((error for error in opening.errors if error[0] == "unavailable"), opening.errors[0])

@@ -210,6 +210,18 @@ async def test_a_stream_needs_one_channel_that_is_allowed(site, later):
     assert envelopes[1]["data"]["code"] == "forbidden"
 
 
+async def test_an_authorize_that_takes_too_long(site):
+    async def never(*args: Any) -> bool:
+        await asyncio.sleep(3_600)
+        return True
+
+    site = await site(authorize=never, limits=Limits(login_timeout_s=0.01))
+    response = await asyncio.wait_for(site.get("channel=a&channel=b"), 5)
+    assert site.refused(response) == (503, "unavailable")
+    await settle()
+    assert site.http.stream_count == 0
+
+
 async def test_a_history_that_cannot_be_read(site):
     site = await site(history={"*": History()})
     await site.realtime.exchange.backplane.close()
