@@ -132,6 +132,9 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     get state() {
       return link.state();
     },
+    get transport() {
+      return link.state() === "open" ? (link.isSse() ? "sse" : "websocket") : undefined;
+    },
     get member() {
       return member;
     },

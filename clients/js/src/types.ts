@@ -130,6 +130,8 @@ export type Off = () => void;
 
 export interface Realtime {
   readonly state: ConnectionState;
+  /** How it is connected, if it is. */
+  readonly transport: "websocket" | "sse" | undefined;
   /** Whom the server takes this client for: from the welcome on, or with a token from the login on. */
   readonly member: Member | undefined;
   /** Round trip to the server in milliseconds, from the last ping. */

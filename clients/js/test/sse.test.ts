@@ -267,6 +267,17 @@ test("without a token there was no WebSocket to fail", async () => {
   expect(FakeEventSource.all).toEqual([]);
 });
 
+test("the transport is told while there is a connection", () => {
+  const rt = start();
+  FakeSocket.last.open();
+  expect(rt.transport).toBeUndefined();
+  FakeSocket.last.welcome();
+  expect(rt.transport).toBe("websocket");
+  FakeSocket.last.lose();
+  expect(rt.transport).toBeUndefined();
+  expect(streaming().rt.transport).toBe("sse");
+});
+
 test("transports: websocket only", async () => {
   start({ transports: ["websocket"] });
   for (let count = 1; count <= 4; count++) {
