@@ -92,6 +92,8 @@ class Exchange:
         """Publications that were delivered here, to however many."""
         self._most_missed = most_missed
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
+        self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
+        self._gaps: dict[str, asyncio.Task[None]] = {}  # of channels that are about to be told of one
         self._interests: dict[str, asyncio.Future[None]] = {}  # of channels that the backplane is about to hear
         self._tasks: set[asyncio.Task[Any]] = set()
         hub.watcher = self
@@ -152,6 +154,10 @@ class Exchange:
         if not sinks:
             del self._catching_up[channel]
 
+    def place_of(self, channel: str) -> Position | None:
+        """Where a subscriber is who is not catching up; None if nothing was delivered since the channel was opened."""
+        return self._places.get(channel)
+
     def read_top(self, channel: str) -> Page | Awaitable[Page]:
         """The position of the newest message of a channel, in a page. Raises Unavailable, or the awaitable does."""
         history = self.history_of(channel)
@@ -178,7 +184,10 @@ class Exchange:
         if position is None:
             message, behind = publication(channel, payload, None), None
         else:
+            if self._gaps and channel in self._gaps:
+                self._tell_gap(channel, None)  # in its place, which is before this message
             message, behind = publication(channel, payload, str(position)), self._catching_up.get(channel)
+            self._places[channel] = position
         skip = None if skip_id is None else self.hub.sink_of(skip_id)
         if behind is None or position is None:
             self.hub.deliver(channel, message, skip)
@@ -195,10 +204,7 @@ class Exchange:
         """Something was lost: who is catching up reads on in the history, and all others are told."""
         for name in self.hub.channel_names() if channel is None else [channel]:
             for catch_up in list(self._catching_up.get(name, {}).values()):
-                if catch_up.complete:
-                    catch_up.caught_up(name)
-                else:
-                    catch_up.lost()
+                catch_up.lost()
             if self.history_of(name) is None:
                 self._tell_gap(name, None)
                 continue
@@ -208,7 +214,7 @@ class Exchange:
                 self._tell_gap(name, None)
                 continue
             if inspect.isawaitable(page):
-                self.spawn(self._tell_gap_later(name, page))
+                self._gaps[name] = self.spawn(self._tell_gap_later(name, page))
             else:
                 self._tell_gap(name, page.top)
 
@@ -217,9 +223,13 @@ class Exchange:
             position = (await page).top
         except Unavailable:
             position = None
-        self._tell_gap(channel, position)
+        if self._gaps.get(channel) is asyncio.current_task():
+            self._tell_gap(channel, position)
 
     def _tell_gap(self, channel: str, position: Position | None) -> None:
+        self._gaps.pop(channel, None)
+        if position is not None:
+            self._places[channel] = position
         message = gap_message(channel, None if position is None else str(position))
         self.hub.deliver(channel, message, set(self._catching_up.get(channel, ())))
 
@@ -255,6 +265,8 @@ class Exchange:
 
     def channel_closed(self, channel: str) -> None:
         """The channel has no connection here any more."""
+        self._places.pop(channel, None)
+        self._gaps.pop(channel, None)
         self.backplane.unsubscribe(channel)
 
     def member_joined(self, channel: str, member_id: str, info: bytes | None) -> None:

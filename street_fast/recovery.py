@@ -46,7 +46,8 @@ class CatchUp:
     """What one subscriber of a channel is still to get before it is live; then `caught_up` is called with the channel.
 
     `position` is how far it has come; `answered`, whether it has got the reply to its subscribe, and all this may
-    follow; `live_may_lag`, whether the history may have what is delivered only later.
+    follow; `live_may_lag`, whether the history may have what is delivered only later. `read_on` is called when one that
+    was answered, and may have been through, has to read the history again.
     """
 
     __slots__ = (
@@ -61,12 +62,21 @@ class CatchUp:
         "channel",
         "live_may_lag",
         "position",
+        "read_on",
     )
 
-    def __init__(self, channel: str, since: Position, most_held: int, caught_up: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        channel: str,
+        since: Position,
+        most_held: int,
+        caught_up: Callable[[str], object],
+        read_on: Callable[[], object],
+    ) -> None:
         self.channel = channel
         self.position = since
         self.caught_up = caught_up
+        self.read_on = read_on
         self.answered = False
         self.live_may_lag = False
         self._end = since  # of what was read of the history, and is held
@@ -103,6 +113,15 @@ class CatchUp:
         """What is held does not follow what came before it, or the history could not be read: it has to be read."""
         self._held.clear()
         self._must_read = self._lost_while_reading = True
+        if self.answered:
+            self.read_on()
+
+    def go_back(self, position: Position) -> None:
+        """The history could not be read for a subscriber who was live, or catching up: it goes on behind `position`."""
+        self.position = position
+        self._missed.clear()
+        self.answered = True
+        self.lost()
 
     def begin_read(self) -> Position:
         """The history after this position is being read; then comes `take`, or `lost`."""

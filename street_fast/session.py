@@ -311,15 +311,19 @@ class Session:
         if member is None or peer.closed:
             return
         was_joined = realtime.hub.is_joined(channel, member.id, peer)
+        place = self._place_in(channel) if was_joined else None
         try:
             realtime.hub.join(channel, member.id, peer, member.info, presence=sees_presence)
         except LimitExceeded:
             most = realtime.hub.limits.channels_per_connection
             raise _Refused("limit_exceeded", f"a connection may be in {most} channels") from None
         try:
-            data, position, catch_up = yield from self._joined(channel, since, envelope.since is not None)
+            data, position, catch_up = yield from self._joined(channel, since, place, envelope.since is not None)
         except BaseException:
-            self._end_catch_up(channel)
+            if place is None:
+                self._end_catch_up(channel)
+            elif self._recovery is not None and channel in self._recovery.catch_ups:
+                self._recovery.catch_ups[channel].go_back(place)  # as if it had not asked
             if not was_joined:
                 self._leave(channel)
             raise
@@ -334,21 +338,19 @@ class Session:
         if catch_up is not None:
             catch_up.answered = True
             if not catch_up.complete:
-                assert self._recovery is not None
-                self._recovery.start(realtime.exchange.spawn)
+                self._recover()
             elif not catch_up.live_may_lag:
                 self._end_catch_up(channel)
 
     def _joined(
-        self, channel: str, since: Position | None, asked: bool
+        self, channel: str, since: Position | None, place: Position | None, asked: bool
     ) -> Steps[tuple[dict[str, Any], str | None, CatchUp | None]]:
         """What the reply says of the history, the position of the client after it, and what follows it."""
         exchange = self._realtime.exchange
         catch_up = None
         if exchange.history_of(channel) is not None:
-            if since is None and self._recovery is not None and channel in self._recovery.catch_ups:
-                position = str(self._recovery.catch_ups[channel].position)  # it goes on
-                return {"position": position}, position, None
+            if since is None and place is not None:  # it goes on
+                return {"position": str(place)}, str(place), None
             self._end_catch_up(channel)
             catch_up = self._begin_catch_up(channel, since)
         pending = exchange.interest_in(channel)
@@ -391,15 +393,26 @@ class Session:
 
     # --- recovery ---
 
+    def _place_in(self, channel: str) -> Position | None:
+        """Where the client is in a channel that it is in, if there is a history and that is known."""
+        if self._recovery is not None and channel in self._recovery.catch_ups:
+            return self._recovery.catch_ups[channel].position
+        return self._realtime.exchange.place_of(channel)
+
     def _begin_catch_up(self, channel: str, since: Position | None) -> CatchUp:
         """From now on, what is published to the channel is held."""
         limits, exchange = self._realtime.limits, self._realtime.exchange
         if self._recovery is None:
             self._recovery = Recovery(self.peer, exchange.read_missed, limits.recovery_reply_bytes)
-        catch_up = CatchUp(channel, since or _NOWHERE, limits.recovery_messages, self._end_catch_up)
+        most_held = limits.recovery_messages
+        catch_up = CatchUp(channel, since or _NOWHERE, most_held, self._end_catch_up, self._recover)
         self._recovery.catch_ups[channel] = catch_up
         exchange.hold(channel, self.peer.sink, catch_up)
         return catch_up
+
+    def _recover(self) -> None:
+        if self._recovery is not None:
+            self._recovery.start(self._realtime.exchange.spawn)
 
     def _end_catch_up(self, channel: str) -> None:
         """From now on, what is published to the channel is sent at once."""

@@ -155,7 +155,8 @@ def is_empty(realtime: Realtime) -> bool:
     hub, exchange = realtime.hub, realtime.exchange
     state: list[Any] = [hub._channels, hub._subscribers, hub._unaware, hub._changed, hub._presence._members]
     state += [hub._presence._typing, hub._typing_timers, hub._deliveries]
-    state += [exchange._catching_up, exchange._interests, exchange._tasks, realtime._members]
+    state += [exchange._catching_up, exchange._interests, exchange._tasks, exchange._places, exchange._gaps]
+    state += [realtime._members]
     return not any(state) and not realtime.session_count
 
 

@@ -285,6 +285,44 @@ class TestLost:
         told = {"position": position} if later and not fails else {}
         assert ada.take() == [{"type": "gap", "channel": "room", "data": told}]
 
+    async def test_a_gap_is_told_before_what_comes_behind_it(self, make):
+        class Late(MemoryBackplane):
+            late = False
+
+            def read(self, *arguments, **options):
+                page = super().read(*arguments, **options)
+                return self.answer(page) if self.late else page
+
+            async def answer(self, page):
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                return page
+
+        world = await make(history={"*": History()}, backplane=Late())
+        ada = world.client("ada")
+        await ada.say("subscribe", channel="room")
+        world.realtime.publish("room", 1)
+        ada.take()
+        world.realtime.exchange.backplane.late = True
+        world.realtime.exchange.lost("room")
+        first = str((await world.realtime.publish("room", 2)).position)
+        second = str((await world.realtime.publish("room", 3)).position)
+        await world.settle()
+        told = [(message["type"], message.get("position"), message["data"]) for message in ada.take()]
+        assert told == [("gap", None, {}), ("message", first, 2), ("message", second, 3)]
+        # Each loss is told; the one before it may have been looked at too early.
+        world.realtime.exchange.lost("room")
+        world.realtime.exchange.lost("room")
+        await world.settle()
+        assert [message["data"] for message in ada.take()] == [{"position": second}]
+        # Who subscribes again is where it is.
+        assert (await ada.done("subscribe", channel="room"))["position"] == second
+        world.realtime.exchange.lost("room")
+        await ada.say("unsubscribe", channel="room")
+        await world.settle()
+        assert not world.realtime.exchange._gaps
+        assert not world.realtime.exchange._places
+
 
 class TestMembersElsewhere:
     async def test_they_are_present(self, make):

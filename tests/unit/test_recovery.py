@@ -46,7 +46,7 @@ def texts(*offsets, epoch="e"):
 class TestCatchUp:
     @pytest.fixture
     def catch_up(self):
-        return CatchUp("c", at(3), 4, lambda channel: None)
+        return CatchUp("c", at(3), 4, lambda channel: None, lambda: None)
 
     def test_nothing_missed(self, catch_up):
         assert catch_up.wants_page
@@ -169,6 +169,27 @@ class TestCatchUp:
         catch_up.begin_read()
         assert catch_up.take(page(10, 9, recovered=False)) == at(9)
         assert catch_up.complete
+
+    def test_lost_when_it_was_through(self, catch_up):
+        """It waits for live to come so far; what comes now may be anything, so the history has to be read."""
+        calls = []
+        catch_up.read_on = lambda: calls.append("read on")
+        catch_up.begin_read()
+        catch_up.take(page(4, 6))
+        catch_up.next_batch(1_000)
+        catch_up.lost()
+        assert not calls  # who has not been answered yet reads on by itself
+        catch_up.answered = True
+        catch_up.begin_read()
+        catch_up.take(page(7, 6))
+        assert catch_up.complete
+        catch_up.lost()
+        assert calls
+        assert catch_up.wants_page
+        hold(catch_up, 8)
+        catch_up.begin_read()
+        catch_up.take(page(7, 8))
+        assert positions(catch_up.next_batch(1_000)) == texts(7, 8)
 
 
 async def test_a_client_that_reads_slowly_recovers_once_and_is_not_evicted(make):
@@ -311,6 +332,41 @@ class TestEndings:
             await world.settle()
             got += ada.take_type("message")
         assert [message["data"] for message in got] == [[n] for n in range(20)]
+
+    @pytest.mark.parametrize("asks", ["while behind", "while live"])
+    async def test_subscribe_again_when_the_history_cannot_be_read(self, behind, monkeypatch, asks):
+        """The error says that nothing was done: it goes on as if it had not asked."""
+        monkeypatch.setattr(recovery, "_READ_AGAIN_S", 0)
+        world, ada = behind
+        got = []
+        for _ in range(1 if asks == "while behind" else 30):
+            ada.read()
+            await world.settle()
+            got += ada.take_type("message")
+        assert (world.realtime.exchange.catching_up > 0) == (asks == "while behind")
+        ada.stalled = False
+        ada.read()
+        fails = [True] * 3
+        world.realtime.publish("c", [20])
+
+        async def read_later(*arguments, **options):
+            await asyncio.sleep(0)
+            if fails:
+                fails.pop()
+                raise Unavailable("no")
+            return MemoryBackplane.read(world.realtime.exchange.backplane, *arguments, **options)
+
+        world.realtime.exchange.backplane.read = read_later
+        asking = asyncio.ensure_future(ada.refused("subscribe", channel="c", since=self.since))
+        await asyncio.sleep(0)
+        world.realtime.publish("c", [21])
+        assert await asking == "unavailable"
+        world.realtime.publish("c", [22])
+        for _ in range(30):
+            await world.settle()
+            got += ada.take_type("message")
+        assert [message["data"] for message in got] == [[n] for n in range(23)]
+        assert not fails
 
     async def test_what_is_lost_meanwhile_is_read_again(self, behind):
         world, ada = behind
