@@ -435,6 +435,7 @@ class Realtime:
                     "channelNameBytes": channels.channel_name_bytes,
                     "messagesPerSecond": limits.messages_per_second,
                     "messagesBurst": limits.messages_burst,
+                    "bytesPerSecond": limits.bytes_per_second,
                 },
             },
         )

@@ -1,7 +1,7 @@
 """How fast a client may send, by the limits of the server's welcome: it must not get above them.
 
 The server counts when messages arrive, and the network bunches them up. So a tenth of the rate and a quarter of the
-burst are left unused. If the server drops messages all the same (its limit of bytes is not in the welcome), nothing is
+burst are left unused. If the server drops messages all the same (bytes are not counted here), nothing is
 sent for as long as it takes to fill the whole bucket, which is what makes the server forget it; then half as fast, and
 faster again after a while.
 """

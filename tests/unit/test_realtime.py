@@ -155,6 +155,7 @@ class TestOptions:
                     "channelNameBytes": 99,
                     "messagesPerSecond": None,
                     "messagesBurst": 40,
+                    "bytesPerSecond": 262_144,
                 },
             }
         assert realtime.stats()["server"]["connections_opened"] == 1
