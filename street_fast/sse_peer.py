@@ -45,7 +45,7 @@ class SsePeer(SseStream):
     heartbeat = b': ping\ndata: {"type":"ping"}\n\n'
     farewell = Message("close", None, {"code": 4008, "reason": "you read more slowly than the messages come"}).event
 
-    __slots__ = ("_ids", "_rates", "_single", "_time", "inbox", "opening", "rate", "session", "worker")
+    __slots__ = ("_ids", "_most_ids", "_rates", "_single", "_time", "inbox", "opening", "rate", "session", "worker")
 
     session: Session
 
@@ -62,6 +62,7 @@ class SsePeer(SseStream):
         self._rates = rates
         self._time = time
         self._single = next(iter(positions)) if len(positions) == 1 else None
+        self._most_ids = max(len(positions), limits.channels_per_connection)
         # What the id says of each channel; that which moved last is last. What the client has come with stands until
         # its channel is subscribed to, or the first event would make it forget that of all others.
         self._ids = {
@@ -83,7 +84,7 @@ class SsePeer(SseStream):
             self.push(message.event, droppable)
             return
         ids = self._ids
-        if ids.pop(channel, None) is None and ids and not (self.inbox or self.worker):
+        if ids.pop(channel, None) is None and ids and (len(ids) >= self._most_ids or not (self.inbox or self.worker)):
             ids = self._forget_left()
         ids[channel] = _noted(channel, position)
         if len(ids) == 1 and channel == self._single:
@@ -117,10 +118,14 @@ class SsePeer(SseStream):
         return self._ids
 
     def _state_of(self, ids: dict[str, bytes]) -> bytes:
-        state = b";".join(ids.values())
-        while len(state) > _ID_BYTES:
-            state = state.partition(b";")[2]
-        return state
+        newest: list[bytes] = []
+        left = _ID_BYTES + 1
+        for noted in reversed(ids.values()):
+            left -= len(noted) + 1
+            if left < 0:
+                break
+            newest.append(noted)
+        return b";".join(reversed(newest))
 
 
 def _noted(channel: str, position: str) -> bytes:

@@ -131,6 +131,23 @@ async def test_channels_that_come_and_go_while_the_stream_is_open(streams):
     assert client.last_event_id.count("=") == 2
 
 
+async def test_no_more_is_noted_of_channels_that_were_left_than_a_client_may_have(streams):
+    """Also while it is always busy: then it cannot be said which channels it is still to get."""
+    client = await streams.open("kept")
+    await client.take()
+    peer, session = client.stream, client.stream.session
+    peer.inbox.append(lambda: None)
+    for n in range(400):
+        session.subscribe(f"kept{n}")
+        await client.take()
+        assert session.take_out(f"kept{n}", "forbidden", "out")
+    assert len(peer._ids) <= Limits().channels_per_connection
+    await streams.world.realtime.publish("kept", 1)
+    await client.take()
+    assert "kept=" in client.last_event_id
+    peer.inbox.clear()
+
+
 async def test_a_gap_moves_the_client_on(streams):
     client = await streams.open("kept")
     await streams.world.realtime.publish("kept", 1)
