@@ -55,6 +55,8 @@ export const LONGEST_TIMER_MS = 1e9;
 export const CLOSED = 2;
 /** Messages in one POST: half of what the server takes, so that large ones fit into a request too. */
 export const BATCH = 8;
+/** How long a POST may take. */
+export const POST_MS = 20_000;
 /** Until a server that was busy is asked again. */
 export const BUSY_MS = 1_000;
 

@@ -36,7 +36,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     if (channels.isLive(channel)) emit("typing", { typing }, channel);
   });
   const channels = createChannels(requests, outbox, events, () => member?.id, failed, typing.forget);
-  const login = createLogin(options.token, requests, (me) => (member = me), failed);
+  const login = createLogin(options.token, requests, (me) => (member = me), failed, (reason) => link.broken(reason));
 
   const emit = (type: string, data?: unknown, channel?: string) =>
     outbox.tryNow(JSON.stringify({ type, channel, data }));
@@ -90,7 +90,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
     opened(send, token) {
       outbox.open(send);
       loggingIn = !!token;
-      if (token) login.send(token);
+      if (token) login.send(token, true);
       channels.opened();
       requests.opened();
     },

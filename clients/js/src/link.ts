@@ -234,6 +234,7 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     },
 
     close,
+    broken,
 
     restart(): void {
       stop();

@@ -32,6 +32,7 @@ export function createLogin(
   requests: Requests,
   loggedIn: (member: Member | undefined) => void,
   failed: (error: RealtimeError) => void,
+  giveUp: (reason: string) => void,
 ) {
   const isAsked = typeof token === "function";
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -58,9 +59,12 @@ export function createLogin(
     );
   };
 
-  const later = (error: RealtimeError) => {
+  const later = (error: RealtimeError, isFirst?: boolean) => {
     failed(error);
-    if (RETRIED.includes(error.code)) renewIn(TOKEN_RETRY_MS);
+    if (!RETRIED.includes(error.code)) return;
+    // What was sent behind the first would be done, or refused, for a guest.
+    if (isFirst) giveUp(error.message);
+    else renewIn(TOKEN_RETRY_MS);
   };
 
   const expires = (at = 0, accepted: boolean) => {
@@ -70,15 +74,16 @@ export function createLogin(
     if (at) renewIn(Math.max(ms * 0.8, ms - EARLY_MS, SOONEST_MS));
   };
 
-  const send = (fresh: string): void =>
+  const send = (fresh: string, isFirst?: boolean): void =>
     requests.call(CONNECTION, { type: "auth", data: { token: fresh } }, (error, reply) => {
       if (!error) {
         loggedIn(reply.member);
         expires(reply.expiresAt, true);
-      } else if (error.code !== "disconnected" && error.code !== "closed") later(error);
+      } else if (error.code !== "disconnected" && error.code !== "closed") later(error, isFirst);
     });
 
   return {
+    /** `isFirst`: the connection is worth nothing without it. */
     send,
     /** When the token expires (milliseconds since the epoch), if it does; and whether the server has just taken it. */
     expires,

@@ -4,7 +4,7 @@
 // POSTs go one after the other, which keeps the order, and each takes what has gathered meanwhile. An EventSource tries
 // again by itself; here the link does that, with its own delays.
 
-import { BATCH, BUSY_MS, CLOSED } from "./constants.js";
+import { BATCH, BUSY_MS, CLOSED, POST_MS } from "./constants.js";
 import type { Transport, TransportEvents } from "./transport.js";
 import type { EventSourceLike, RealtimeOptions } from "./types.js";
 import { address } from "./url.js";
@@ -62,13 +62,17 @@ export function openSse(
       const batch = waiting.splice(0, BATCH);
       const body = batch.length > 1 ? `[${batch}]` : batch[0]!;
       // Text, which it is by default, needs no preflight at another origin.
-      const sending = fetch(address(base, "http", "/send", "connection", connection)!, { method: "POST", body });
+      const signal = AbortSignal.timeout(POST_MS);
+      const sending = fetch(address(base, "http", "/send", "connection", connection)!, { method: "POST", body, signal });
       const response = await sending.catch(() => undefined);
-      if (response?.status === 429) {
+      const status = response?.status;
+      if (status === 429) {
         // Nothing of it was taken: there is too much that the server has not done yet.
         waiting.unshift(...batch);
         await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
-      } else if (!response?.ok) end(1006, `a message was refused: HTTP ${response?.status}`);
+      } else if (!response?.ok && status !== 400) end(1006, `a POST was refused: HTTP ${status}`);
+      // 400: one of them cannot be read, and none was taken. Requests are asked again when no answer comes, and in the end
+      // fail; whereas on another connection, that one would come at once, and again.
     }
     posting = false;
   };

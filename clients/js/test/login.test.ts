@@ -204,6 +204,21 @@ test("a server that takes no tokens is told once", async () => {
   expect(errors).toMatchObject([{ code: "bad_request" }]);
 });
 
+test.each(["t", () => "t"])("without the login of its opening a connection is given up: it would be a guest's", async (token) => {
+  const rt = start({ token });
+  const refusals: unknown[] = [];
+  const errors = record(rt, "error");
+  rt.subscribe("room", () => {}, { onError: (error) => refusals.push(error) });
+  const socket = FakeSocket.last.open().welcome({ member: undefined });
+  socket.refuse("auth", "unavailable").refuse("subscribe", "unauthorized");
+  expect(rt.state).toBe("reconnecting");
+  expect(errors).toMatchObject([{ code: "unavailable" }]);
+  const next = await comeBack({ member: undefined });
+  next.reply("auth", { member: { id: "ada" } }).reply("subscribe");
+  expect(refusals).toEqual([]);
+  expect(rt.member?.id).toBe("ada");
+});
+
 test("4001: a callback is asked once for a new token, then it is the end", async () => {
   const token = counting();
   const rt = start({ token });

@@ -60,6 +60,7 @@ const fakeFetch: NonNullable<RealtimeOptions["fetch"]> = (url, init) => {
   }
   return new Promise((resolve, reject) => {
     const envelopes = [JSON.parse(String(init.body))].flat();
+    init.signal!.addEventListener("abort", () => reject(new Error("given up")));
     posts.push({
       url,
       envelopes,
@@ -488,6 +489,42 @@ test("close closes the stream", () => {
   rt.close();
   expect(source.closed).toBe(true);
   expect(vi.getTimerCount()).toBe(0);
+});
+
+test("what the server cannot read is lost: the connection stays, and what it took with it comes again", async () => {
+  const { rt } = streaming();
+  const lost = expect(rt.publish("chat", "deep")).rejects.toMatchObject({ code: "timeout" });
+  const published = rt.publish("chat", 2);
+  await pass(0);
+  posts[0]!.answer(400);
+  await pass(9_999);
+  expect(posts).toHaveLength(1);
+  await pass(1);
+  posts[1]!.answer(400);
+  await pass(0);
+  const [again] = posts[2]!.envelopes;
+  expect(again.data).toBe(2);
+  posts[2]!.answer(204);
+  FakeEventSource.last.receive({ type: "reply", id: again.id, data: { ts: 2 } });
+  expect(await published).toEqual({ ts: 2 });
+  await pass(10_000);
+  posts[3]!.answer(400);
+  await pass(10_000);
+  await lost;
+  expect(posts).toHaveLength(4);
+  expect(rt.state).toBe("open");
+});
+
+test("a POST that nobody answers is given up, and with it the connection", async () => {
+  const giveUp = new AbortController();
+  const limit = vi.spyOn(AbortSignal, "timeout").mockReturnValue(giveUp.signal);
+  const { rt } = streaming();
+  void rt.publish("chat", 1);
+  await pass(0);
+  expect(limit).toHaveBeenCalledWith(20_000);
+  giveUp.abort();
+  await pass(0);
+  expect(rt.state).toBe("reconnecting");
 });
 
 test("a server that is busy is asked again a second later, in order", async () => {
