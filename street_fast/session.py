@@ -315,6 +315,7 @@ class Session:
         try:
             realtime.hub.join(channel, member.id, peer, member.info, presence=sees_presence)
         except LimitExceeded:
+            self._drop_grant(channel)
             most = realtime.hub.limits.channels_per_connection
             raise _Refused("limit_exceeded", f"a connection may be in {most} channels") from None
         try:

@@ -552,6 +552,15 @@ class TestChannelTokens:
         assert await ada.refused("subscribe", channel="room", token="soon") == "unavailable"
         assert ada.close_code is None
 
+    async def test_a_token_for_a_channel_too_many_is_not_kept(self, make):
+        world = await make(
+            auth=Tokens(t=Grant(frozenset(("subscribe",)), 1e12)), limits=Limits(channels_per_connection=2)
+        )
+        ada = world.client("ada")
+        for number in range(20):
+            await ada.say("subscribe", channel=f"room:{number}", token="t")
+        assert list(ada.session._grants) == ada.session.subscriptions == ["room:0", "room:1"]
+
     async def test_the_channel_of_another_user_stays_closed(self, make):
         world = await make(auth=Tokens(t=Grant(frozenset(("subscribe", "publish", "presence", "history")), None)))
         ada = world.client("ada")
