@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from street_fast.backplanes import History, Page, Position, Publication, Published, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
-from street_fast.messages import gap_message, publication
+from street_fast.messages import gap_message, publication, publication_payload, publish_message
 
 if TYPE_CHECKING:
     from street_fast.backplanes import Backplane
@@ -123,8 +123,8 @@ class Exchange:
 
     # --- for publishers ---
 
-    def publish(self, channel: str, payload: bytes, key: str | None) -> Published | Awaitable[Published]:
-        """Publishes through the backplane. Raises Unavailable or OutcomeUnknown, or the awaitable does.
+    def publish(self, channel: str, json: bytes, key: str | None) -> Published | Awaitable[Published]:
+        """Publishes a `publish_json`, through the backplane. Raises Unavailable or OutcomeUnknown, now or when awaited.
 
         Where there are no other nodes, and nothing to keep, the backplane would only hand it back: it is not asked.
         """
@@ -132,9 +132,9 @@ class Exchange:
         if history is None and key is None and self._is_alone:
             self.delivered += 1
             if self.hub.has_channel(channel):
-                self.hub.deliver(channel, publication(channel, payload, None))
+                self.hub.deliver(channel, publish_message(channel, json))
             return _NOT_KEPT
-        return self.backplane.publish(channel, payload, history=history, key=key)
+        return self.backplane.publish(channel, publication_payload(json), history=history, key=key)
 
     # --- for sessions ---
 

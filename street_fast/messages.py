@@ -5,9 +5,9 @@ decoded to the type that is wanted (`decode_data`). ``payload`` is accepted for 
 
 Out: a `Message` is written once by orjson and framed once, whatever the number of its readers. ``data`` may be
 anything orjson writes (str, int, dict, list, dataclass, datetime, UUID, ...), a msgspec Struct or whatever else
-msgspec writes, or a `msgspec.Raw`, which is spliced in as it is. The message of a publish is written in two steps: the
-`publication_payload` without its closing brace, by the node that takes it, and the end, by each node that delivers it
-(`publication`). So what a client publishes is never parsed and written anew.
+msgspec writes, or a `msgspec.Raw`, which is spliced in as it is. The message of a publish is written by the node that
+takes it (`publish_json`). Through a backplane it goes without its closing brace (`publication_payload`), and each node
+that delivers it writes the end (`publication`). So what a client publishes is never parsed and written anew.
 
 `decode` wants valid UTF-8, which is what a WebSocket text message is; it does not look for bad bytes inside
 ``data``. A Raw keeps the whole message that it was cut from alive.
@@ -42,6 +42,8 @@ __all__ = [
     "publication",
     "publication_json",
     "publication_payload",
+    "publish_json",
+    "publish_message",
     "publish_reply",
 ]
 
@@ -264,10 +266,15 @@ class _PublishReply(msgspec.Struct, tag="reply", gc=False):
 _write = msgspec.json.Encoder().encode
 
 
-def publication_payload(channel: str, data: bytes | msgspec.Raw, ts: int, sender: str | None) -> bytes:
-    """``{"type":"message","channel","data","ts","from"?``, without the closing brace; `data` is JSON."""
+def publish_json(channel: str, data: bytes | msgspec.Raw, ts: int, sender: str | None) -> bytes:
+    """``{"type":"message","channel","data","ts","from"?}``; `data` is JSON."""
     raw = data if isinstance(data, msgspec.Raw) else msgspec.Raw(data)
-    return _write(_Publication(channel, raw, ts, UNSET if sender is None else sender))[:-1]
+    return _write(_Publication(channel, raw, ts, UNSET if sender is None else sender))
+
+
+def publication_payload(json: bytes) -> bytes:
+    """A `publish_json` that can be gone on with."""
+    return json[:-1]
 
 
 def publication_json(payload: bytes, position: str | None) -> bytes:
@@ -277,7 +284,11 @@ def publication_json(payload: bytes, position: str | None) -> bytes:
 
 def publication(channel: str, payload: bytes, position: str | None) -> Message:
     """The ``message`` event of a `publication_payload`."""
-    json = payload + b"}" if position is None else publication_json(payload, position)
+    return publish_message(channel, publication_json(payload, position), position)
+
+
+def publish_message(channel: str, json: bytes, position: str | None = None) -> Message:
+    """The ``message`` event whose JSON is there already."""
     # With its frame: there are few channels without a WebSocket.
     return Message("message", channel, UNSET, None, None, position, json, Frame.text(json))
 

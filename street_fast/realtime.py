@@ -31,7 +31,7 @@ from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import checked_limits
 from street_fast.listening import host_and_port
-from street_fast.messages import Message, decode_data, encode, publication_json, publication_payload
+from street_fast.messages import Message, decode_data, encode, publication_json, publish_json
 from street_fast.realtime_http import RealtimeHttp
 from street_fast.runner import run_until_stopped
 from street_fast.server import StreetWebSocketServer
@@ -316,9 +316,9 @@ class Realtime:
         except TypeError as error:
             raise TypeError(f"data for channel {channel!r} cannot be written as JSON: {error}") from error
         ts = self.clock_ms()
-        payload = publication_payload(channel, written, ts, None)
+        json = publish_json(channel, written, ts, None)
         try:
-            published = self.exchange.publish(channel, payload, None if key is None else f"\n{key}")
+            published = self.exchange.publish(channel, json, None if key is None else f"\n{key}")
         except Exception as error:
             published = _failed(error)
         if inspect.isawaitable(published):

@@ -36,7 +36,7 @@ from street_fast.messages import (
     decode_data,
     error_message,
     publication_json,
-    publication_payload,
+    publish_json,
     publish_reply,
 )
 from street_fast.recovery import CatchUp, Recovery
@@ -248,9 +248,9 @@ class Session:
             self.peer.note_abuse()
             return None
         ts = realtime.clock_ms()
-        payload = publication_payload(channel, data, ts, member.id)
+        json = publish_json(channel, data, ts, member.id)
         try:
-            published = realtime.exchange.publish(channel, payload, key)
+            published = realtime.exchange.publish(channel, json, key)
         except STOPPING:
             raise
         except BaseException as error:

@@ -25,6 +25,8 @@ from street_fast.messages import (
     gap_message,
     publication,
     publication_payload,
+    publish_json,
+    publish_message,
     publish_reply,
 )
 
@@ -329,7 +331,7 @@ def test_the_fields_of_realtime() -> None:
 def test_a_publication_is_written_in_two_steps(channel: str, position: str | None, sender: str | None) -> None:
     raw = decode(b'{"type":"publish","data":{"a" : [1.50, 123456789012345678901]}}').raw_data
     assert isinstance(raw, msgspec.Raw)
-    message = publication(channel, publication_payload(channel, raw, 5, sender), position)
+    message = publication(channel, publication_payload(publish_json(channel, raw, 5, sender)), position)
     assert b'"data":{"a" : [1.50, 123456789012345678901]},"ts":5' in message.json
     expected = {"type": "message", "channel": channel, "data": {"a": [1.5, 123456789012345678901]}, "ts": 5}
     expected |= {} if sender is None else {"from": sender}
@@ -340,9 +342,10 @@ def test_a_publication_is_written_in_two_steps(channel: str, position: str | Non
 
 
 def test_raw_bytes_may_be_data_of_a_publication() -> None:
-    assert publication("c", publication_payload("c", b"null", 0, "m"), None).json == (
-        b'{"type":"message","channel":"c","data":null,"ts":0,"from":"m"}'
-    )
+    json = publish_json("c", b"null", 0, "m")
+    assert json == b'{"type":"message","channel":"c","data":null,"ts":0,"from":"m"}'
+    one, other = publish_message("c", json), publication("c", publication_payload(json), None)
+    assert (one.json, one.frame.wire, one.position) == (other.json, other.frame.wire, None)
 
 
 def test_replies_to_a_publish() -> None:
@@ -370,7 +373,7 @@ def test_gap() -> None:
 
 
 def test_an_event_has_the_position_as_its_id() -> None:
-    payload = publication_payload("c", b"1", 5, None)
+    payload = publication_payload(publish_json("c", b"1", 5, None))
     assert publication("c", payload, "e:1:t").event == b"id: e:1:t\ndata: " + payload + b',"position":"e:1:t"}\n\n'
     message = publication("c", payload, None)
     assert message.event == b"data: " + payload + b"}\n\n"
@@ -382,7 +385,7 @@ def test_line_ends_of_a_client_do_not_end_the_line(space: bytes) -> None:
     data = b'{%b"a"%b:%b[1,%b"x\\ny"]%b}' % ((space,) * 5)
     raw = decode(b'{"type":"publish","data":%b}' % data).raw_data
     assert isinstance(raw, msgspec.Raw)
-    message = publication("c", publication_payload("c", raw, 5, None), "e:1:t")
+    message = publication("c", publication_payload(publish_json("c", raw, 5, None)), "e:1:t")
     assert data in message.json  # as it came
     head, line, *rest = message.event.split(b"\n")
     assert (head, rest) == (b"id: e:1:t", [b"", b""])
