@@ -159,7 +159,7 @@ export function createRealtime(url: string, options: RealtimeOptions = {}): Real
       link.restart();
     },
     close() {
-      link.close(1000, "closed by this page");
+      link.close(1000, "closed here");
       requests.closed();
     },
   };

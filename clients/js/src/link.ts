@@ -32,7 +32,7 @@ import { openWebSocket } from "./websocket.js";
 
 /** Code and reason of what does not get through: lost, or closed by a proxy that says nothing. */
 const SILENT = /^100(0$|[56])/;
-const FINAL = [1000, 1002, 1003, 1007, 1008, 1009, 1010, 1015, UNAUTHORIZED, 4029];
+const FINAL = /^(100[023789]|101[05]|4001|4029)$/;
 
 export interface LinkHooks {
   /** Whether a connection that was refused for its token may be tried once more. */
@@ -214,7 +214,7 @@ export function createLink(url: string, options: RealtimeOptions, hooks: LinkHoo
     // After an event stream the next attempt is a WebSocket again.
     failures = isSse ? (wasWebSocket ? 0 : FAILURES_BEFORE_SSE - 1) : gotThrough ? 0 : failures + 1;
     if (isOpen && Date.now() - openedAt >= HEALTHY_MS) attempts = 0;
-    if (!gotThrough || !FINAL.includes(code) || (code === UNAUTHORIZED && hooks.mayRetry())) return rest(code, reason);
+    if (!gotThrough || !FINAL.test(`${code}`) || (code === UNAUTHORIZED && hooks.mayRetry())) return rest(code, reason);
     close(code, reason);
     const name = code === UNAUTHORIZED ? "unauthorized" : "closed";
     hooks.error(new RealtimeError(name, `the server closed the connection for good (${code}: ${reason})`));

@@ -9,7 +9,7 @@ import { ANSWER, ATTEMPTS, CALL, CONNECTION, KEY_LIFE_MS, type Life, UNKNOWN_RET
 import { RealtimeError } from "./errors.js";
 import type { Outbox, Outgoing } from "./outbox.js";
 
-const NO_CONNECTION = "there is no connection";
+const NO_CONNECTION = "no connection";
 
 export interface Envelope {
   type: string;

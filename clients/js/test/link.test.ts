@@ -29,7 +29,7 @@ test("connecting, open with the welcome, reconnecting, open, closed", async () =
       retryAt: 1_764_000_013_400,
     },
     { type: "state", state: "open" },
-    { type: "state", state: "closed", code: 1000, reason: "closed by this page" },
+    { type: "state", state: "closed", code: 1000, reason: "closed here" },
   ]);
 });
 
