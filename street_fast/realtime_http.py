@@ -120,23 +120,23 @@ class RealtimeHttp:
     async def stream(self, request: Request) -> SseStream | Response:
         """Handler: an event stream, if the client may have one."""
         cors: Pairs = []
-        server = self._realtime.server
         try:
             cors = self._check_origin(request)
             self._check_open()
-            if server.full:
+            if self._realtime.server.full:
                 raise Refused("unavailable", "over capacity", headers=self._retry_after())
-            server.other_connections += 1
-            try:
-                return await self._admit(request, cors)
-            finally:
-                server.other_connections -= 1  # from here on it is counted by `_peers`
+            return await self._admit(request, cors)
         except Refused as refused:
             return refused.response(cors)
 
     async def _admit(self, request: Request, cors: Pairs) -> SseStream:
         channels = self._channels_of(request)
-        member = await self._identify(request)
+        server = self._realtime.server
+        server.other_connections += 1
+        try:
+            member = await self._identify(request)
+        finally:
+            server.other_connections -= 1  # from here on it counts as one of `_peers`
         self._check_open()  # nobody would tell a stream that begins now when to come back
         if member is None and channels:
             raise Refused("unauthorized", "a token is needed", headers=BEARER)
@@ -151,7 +151,7 @@ class RealtimeHttp:
             raise Refused("forbidden", "this member cannot be let in") from None
         self._context = StreamContext.of()
         self._peers[peer.id] = peer
-        self._realtime.server.other_connections += 1
+        server.other_connections += 1
         peer.add_close_callback(self._ended)
         try:
             await self._subscribe(peer, session, positions)

@@ -345,18 +345,33 @@ async def test_capacity_is_of_streams_and_websockets_together(site):
     await site.client("channel=a")
 
 
-async def test_clients_that_are_being_let_in_count(site):
+@pytest.mark.parametrize("waits_for", ["its token", "authorize"])
+async def test_clients_that_are_being_let_in_count_once(site, waits_for):
     async def never(*args: Any) -> bool:
         await asyncio.sleep(3_600)
         return True
 
-    site = await site(authorize=never)
-    site.realtime.server.max_connections = 1
-    asking = asyncio.ensure_future(site.get("channel=a"))
+    class Never(Tokens):
+        async def _answer_later(self, token: str, kind: type) -> Any:
+            await asyncio.sleep(3_600)
+
+    if waits_for == "authorize":
+        site = await site(authorize=never)
+    else:
+        site = await site(auth=Never())
+        site.realtime.auth.later = True
+    server = site.realtime.server
+    server.max_connections = 2
+    asking = [asyncio.ensure_future(site.get("channel=a&token=t"))]
     await settle()
+    assert server.other_connections == 1
+    asking.append(asyncio.ensure_future(site.get("channel=a&token=t")))
+    await settle()
+    assert server.other_connections == 2
     assert site.refused(await site.get("channel=a")) == (503, "unavailable")
-    asking.cancel()
-    await asyncio.wait([asking])
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
 
 
 # --- POST send ---
