@@ -240,7 +240,8 @@ class Session:
             if not 0 < len(key.encode()) <= realtime.limits.publish_key_bytes:
                 self._refuse(envelope, "bad_request", f"key: 1 to {realtime.limits.publish_key_bytes} bytes")
                 return None
-            key = f"{member.id}\n{key}"  # nobody can use up the keys of another; no id has a line end in it
+            # Nobody can use up the keys of another: no id has a line end in it. A guest comes back as another one.
+            key = f"{_ALL_GUESTS if isinstance(member, Guest) else member.id}\n{key}"
         if not realtime.hub.has_channel(channel) and not self._is_name(envelope, channel):
             return None
         if not realtime.take_from_rate(channel):
@@ -771,6 +772,7 @@ def _short(reason: str) -> str:
 
 
 _USER = "user:"
+_ALL_GUESTS = "\0"
 _DAY_S = 86_400.0
 _LAST_S = 2**53 // 1_000
 """The last second that JavaScript can tell from the next in milliseconds."""

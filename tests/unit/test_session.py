@@ -256,6 +256,18 @@ class TestPublish:
         assert "position" not in await ben.done("publish", channel="room", data=1, key="k")
         assert (await ben.done("publish", channel="room", data=1, key="k"))["duplicate"] is True
 
+    async def test_a_guest_that_comes_back_is_known_by_its_key(self, world):
+        """It has another id then, so guests have their keys in common; members and the application have their own."""
+        ada = world.client("ada")
+        await ada.say("subscribe", channel="kept:1")
+        first = await world.client(Guest("guest-1")).done("publish", channel="kept:1", data=1, key="k")
+        again = await world.client(Guest("guest-2")).done("publish", channel="kept:1", data=1, key="k")
+        assert again == {**first, "duplicate": True}
+        await ada.done("publish", channel="kept:1", data=2, key="k")
+        await world.client("guest").done("publish", channel="kept:1", data=3, key="k")
+        await world.realtime.publish("kept:1", 4, key="k")
+        assert [message["data"] for message in ada.take_type("message")] == [1, 2, 3, 4]
+
     @pytest.mark.parametrize("key", ["", "x" * 65, "ü" * 33])
     async def test_keys_that_are_none(self, world, key):
         assert await world.client("ada").refused("publish", channel="room", data=1, key=key) == "bad_request"
