@@ -187,7 +187,7 @@ class StreetSocket(Intake):
 
     def deliver(self, message: Message, droppable: bool = False) -> None:
         """Sends a message that was built elsewhere; a `droppable` one is dropped if the peer reads too slowly."""
-        self._ws.send(message.frame, droppable=droppable)
+        self._ws.send(message._frame or message.frame, droppable=droppable)
 
     async def drain(self) -> None:
         """Waits until at most ``Limits.write_soft_bytes`` are unsent. Raises ConnectionClosed if it ends before."""
