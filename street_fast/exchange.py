@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from street_fast.backplanes import History, Page, Position, Publication, Published, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
-from street_fast.messages import gap_message, publication, publication_payload, publish_message
+from street_fast.messages import gap_message, publication, publication_payload
 
 if TYPE_CHECKING:
     from street_fast.backplanes import Backplane
@@ -131,8 +131,7 @@ class Exchange:
         history = self.history_of(channel) if self._keeps_history else None
         if history is None and key is None and self._is_alone:
             self.delivered += 1
-            if self.hub.has_channel(channel):
-                self.hub.deliver(channel, publish_message(channel, json))
+            self.hub.deliver_json(channel, json)
             return _NOT_KEPT
         return self.backplane.publish(channel, publication_payload(json), history=history, key=key)
 
