@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := $(wildcard street_fast/*.pyx street_fast/*.pxd street_fast/*.h) \
-    street_fast/_wheel_py.py street_fast/_intake_py.py
+    street_fast/_wheel_py.py street_fast/_intake_py.py street_fast/_publish_py.py
 NPM_LOCKS := $(wildcard clients/*/package-lock.json)
 # requires = ["a", "b"] of pyproject.toml, as words for the shell
 BUILD_REQUIRES := $(shell sed -n '/^requires = /{s/.*\[//;s/[],]//g;p;}' pyproject.toml)

@@ -1,8 +1,9 @@
 """The C extensions; everything else about the package is in pyproject.toml.
 
-``_frames`` and ``_connection`` are written in Cython beside a pure-Python twin; ``_wheel`` and ``_intake`` are their
-own twins: the source ``_wheel_py.py`` runs as it is, and is compiled here under the other name. They are built all or
-none, because the package knows two configurations only, compiled and pure. Switches, in the environment:
+``_frames`` and ``_connection`` are written in Cython beside a pure-Python twin; ``_wheel``, ``_intake`` and
+``_publish`` are their own twins: the source ``_wheel_py.py`` runs as it is, and is compiled here under the other name.
+They are built all or none, because the package knows two configurations only, compiled and pure. Switches, in the
+environment:
 
 * ``STREET_FAST_REQUIRE_EXTENSIONS=1``: a failed compile is an error, as it is for ``setup.py build_ext``. Otherwise it
   is a loud warning, and the package is installed without the extensions and runs as pure Python.
@@ -31,6 +32,7 @@ SOURCES = {
     "street_fast._wheel": "street_fast/_wheel_py.py",
     "street_fast._connection": "street_fast/_connection.pyx",
     "street_fast._intake": "street_fast/_intake_py.py",
+    "street_fast._publish": "street_fast/_publish_py.py",
 }
 
 

@@ -48,7 +48,7 @@ def _wants_pure() -> bool:
 
 
 def _compiled_is_there() -> bool:
-    names = ("_frames", "_wheel", "_connection", "_intake")
+    names = ("_frames", "_wheel", "_connection", "_intake", "_publish")
     missing = [name for name in names if importlib.util.find_spec(f"street_fast.{name}") is None]
     if missing and len(missing) < len(names):
         raise ImportError(

@@ -17,14 +17,17 @@ import re
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from street_fast.backplanes import History, Page, Position, Publication, Published, Unavailable
+from street_fast._core import LoopContext
+from street_fast.backplanes import History, Page, Position, Publication, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
-from street_fast.messages import gap_message, publication, publication_payload
+from street_fast.messages import gap_message, publication
+from street_fast.publishing import Outlet
 
 if TYPE_CHECKING:
     from street_fast.backplanes import Backplane
     from street_fast.hub import ChannelHub
+    from street_fast.limits import Limits
     from street_fast.recovery import CatchUp
 
 __all__ = ["Exchange", "HistoryRules"]
@@ -71,26 +74,20 @@ class HistoryRules:
 
 
 _CHANNELS_REMEMBERED = 10_000
-_NOT_KEPT = Published(None)
 
 
-class Exchange:
+class Exchange(Outlet):
     """Between `hub` and `backplane`; see above. It becomes the watcher of the hub.
 
     Raises ConfigurationError for a hub that is watched already.
     """
 
-    def __init__(self, hub: ChannelHub, backplane: Backplane, rules: HistoryRules, most_missed: int) -> None:
+    def __init__(self, hub: ChannelHub, backplane: Backplane, rules: HistoryRules, limits: Limits) -> None:
         if hub.watcher is not None:
             raise ConfigurationError(f"hub={hub!r}: belongs to another Realtime already")
-        self.hub = hub
-        self.backplane = backplane
+        super().__init__(hub, backplane, rules.of if rules.any else None, limits.channel_messages_per_second)
         self.history_of = rules.of
-        self._keeps_history = rules.any
-        self._is_alone = False
-        self.delivered = 0
-        """Publications that were delivered here, to however many."""
-        self._most_missed = most_missed
+        self._most_missed = limits.recovery_messages
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
         self._gaps: dict[str, asyncio.Task[None]] = {}  # of channels that are about to be told of one
@@ -108,11 +105,11 @@ class Exchange:
     async def start(self) -> None:
         """Begins with the backplane."""
         await self.backplane.start(self)
-        self._is_alone = type(self.backplane) is MemoryBackplane
+        self.begin(LoopContext.of().time, type(self.backplane) is MemoryBackplane)
 
     async def close(self) -> None:
         """Ends what runs here, and the backplane."""
-        self._is_alone = False
+        self.end()
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
@@ -120,20 +117,6 @@ class Exchange:
             await asyncio.wait(tasks)
         self.hub.watcher = None
         await self.backplane.close()
-
-    # --- for publishers ---
-
-    def publish(self, channel: str, json: bytes, key: str | None) -> Published | Awaitable[Published]:
-        """Publishes a `publish_json`, through the backplane. Raises Unavailable or OutcomeUnknown, now or when awaited.
-
-        Where there are no other nodes, and nothing to keep, the backplane would only hand it back: it is not asked.
-        """
-        history = self.history_of(channel) if self._keeps_history else None
-        if history is None and key is None and self._is_alone:
-            self.delivered += 1
-            self.hub.deliver_json(channel, json)
-            return _NOT_KEPT
-        return self.backplane.publish(channel, publication_payload(json), history=history, key=key)
 
     # --- for sessions ---
 

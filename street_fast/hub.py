@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
-from street_fast._core import Frame, LoopContext, fan_out
+from street_fast._core import LoopContext, fan_out
 from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.limits import Limits, checked_limits
-from street_fast.messages import UNSET, Message, decode_data, encode, publish_message
+from street_fast.messages import UNSET, Message, decode_data, encode
 from street_fast.presence import Difference, Presence, describe
 
 if TYPE_CHECKING:
@@ -254,14 +254,6 @@ class ChannelHub:
         if sinks is not None:
             self._send(sinks, message, skip)
 
-    def deliver_json(self, channel: str, json: bytes) -> None:
-        """The same for the JSON of a ``message`` event; a Message of it is only made for who is no WebSocket."""
-        sinks = self._channels.get(channel)
-        if sinks is not None:
-            others = fan_out(sinks, Frame.text(json))
-            if others:
-                self._deliver_to(others, publish_message(channel, json))
-
     def publish(
         self,
         channel: str,
@@ -319,6 +311,11 @@ class ChannelHub:
         return True
 
     # --- questions ---
+
+    @property
+    def sinks(self) -> dict[str, _Sinks]:
+        """What a fan-out goes to, by channel: always the same dict, and not for others to change."""
+        return self._channels
 
     def presence(self, channel: str) -> list[str]:
         """The ids of the members that are present, in the order in which they came."""
@@ -530,9 +527,10 @@ class ChannelHub:
     def _send(self, sinks: _Sinks, message: Message, skip: object, droppable: bool = False) -> None:
         others = fan_out(sinks, message.frame, skip, droppable)
         if others:
-            self._deliver_to(others, message, droppable)
+            self.deliver_to(others, message, droppable)
 
-    def _deliver_to(self, others: list[Any], message: Message, droppable: bool = False) -> None:
+    def deliver_to(self, others: list[Any], message: Message, droppable: bool = False) -> None:
+        """The rest of a fan-out, for who has done the first half: the peers that are no WebSocket."""
         self._deliveries.append((others, message, droppable))
         if self._delivering:
             return  # called from inside deliver(): everybody gets the message before this one first

@@ -32,6 +32,7 @@ __all__ = [
     "ErrorCode",
     "MalformedMessage",
     "Message",
+    "NewPublication",
     "decode",
     "decode_data",
     "decode_envelope",
@@ -45,6 +46,7 @@ __all__ = [
     "publish_json",
     "publish_message",
     "publish_reply",
+    "write",
 ]
 
 UNSET: Final = msgspec.UNSET
@@ -244,7 +246,9 @@ class Message(msgspec.Struct, eq=False):
 _LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
-class _Publication(msgspec.Struct, tag="message", rename={"sender": "from"}, gc=False):
+class NewPublication(msgspec.Struct, tag="message", rename={"sender": "from"}, gc=False):
+    """What a `publish_json` says; `sender` is the id of a member."""
+
     channel: str
     data: msgspec.Raw
     ts: int
@@ -263,13 +267,14 @@ class _PublishReply(msgspec.Struct, tag="reply", gc=False):
     data: _Accepted
 
 
-_write = msgspec.json.Encoder().encode
+write = msgspec.json.Encoder().encode
+"""`encode` for what msgspec writes best: a `NewPublication`."""
 
 
 def publish_json(channel: str, data: bytes | msgspec.Raw, ts: int, sender: str | None) -> bytes:
     """``{"type":"message","channel","data","ts","from"?}``; `data` is JSON."""
     raw = data if isinstance(data, msgspec.Raw) else msgspec.Raw(data)
-    return _write(_Publication(channel, raw, ts, UNSET if sender is None else sender))
+    return write(NewPublication(channel, raw, ts, UNSET if sender is None else sender))
 
 
 def publication_payload(json: bytes) -> bytes:
@@ -302,7 +307,7 @@ def publish_reply(
 ) -> Message:
     """``{"type":"reply","channel","id","data":{"ts","position"?,"duplicate"?}}``."""
     accepted = _Accepted(ts, UNSET if position is None else position, duplicate or UNSET)
-    json = _write(_PublishReply(channel, id, accepted))
+    json = write(_PublishReply(channel, id, accepted))
     return Message("reply", channel, UNSET, None, None, None, json, Frame.text(json))
 
 

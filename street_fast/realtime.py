@@ -21,7 +21,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
-from street_fast._core import Frame, LoopContext
+from street_fast._core import Frame
 from street_fast.auth import Member, TokenRefused
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import CloseCode, ConfigurationError
@@ -63,7 +63,6 @@ SUBPROTOCOL = "street-fast"
 
 _HEARTBEAT = Frame.text(b'{"type":"ping"}')
 _WELL_KNOWN_PATH = "/realtime"
-_ROUNDING_S = 1e-6
 
 
 class Receipt(NamedTuple):
@@ -136,7 +135,7 @@ class Realtime:
         self.api_keys = _checked_keys(api_key)
         if backplane is None:
             backplane = MemoryBackplane(limits=self.limits)
-        self.exchange = Exchange(self.hub, backplane, HistoryRules(history), self.limits.recovery_messages)
+        self.exchange = Exchange(self.hub, backplane, HistoryRules(history), self.limits)
         self.hub.batch_presence(self.limits.presence_interval_s)
         server.opening_messages = self.hub.limits.channels_per_connection
         server.checks_clients = auth is not None
@@ -149,14 +148,6 @@ class Realtime:
         self._session_count = 0
         self._recovered = 0
         self._not_recovered = 0
-        self._clock: Callable[[], float]
-        rate = self.limits.channel_messages_per_second
-        # As in `rates`: the bucket of a channel, one second's worth, is kept as the time when it will be full again.
-        self._rate_cost_s = 1 / rate if rate else 0.0
-        self._rate_span_s = max(1.0, self._rate_cost_s) + _ROUNDING_S
-        self._full_at: dict[str, float] = {}
-        self._prune_at = _RATES_KEPT
-        self._rate_limited = 0
         self._starting: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._http_side = RealtimeHttp(self)
@@ -189,7 +180,7 @@ class Realtime:
             "catching_up": self.exchange.catching_up,
             "published": self.exchange.delivered,
             "forbidden": self.forbidden,
-            "rate_limited": self._rate_limited,
+            "rate_limited": self.exchange.rate_limited,
             "recovered": self._recovered,
             "not_recovered": self._not_recovered,
         }
@@ -275,7 +266,6 @@ class Realtime:
 
     async def _start(self) -> None:
         self.timers = self.hub.timers()
-        self._clock = LoopContext.of().time
         await self.exchange.start()
 
     async def close(self) -> None:
@@ -491,23 +481,6 @@ class Realtime:
 
     # --- for sessions ---
 
-    def take_from_rate(self, channel: str) -> bool:
-        """Takes one message from the bucket of the channel; False if it has none."""
-        cost_s = self._rate_cost_s
-        if not cost_s:
-            return True
-        now = self._clock()
-        full_at = self._full_at.get(channel, now)
-        full_at = (now if full_at < now else full_at) + cost_s
-        if full_at - now > self._rate_span_s:
-            self._rate_limited += 1
-            return False
-        self._full_at[channel] = full_at
-        if len(self._full_at) > self._prune_at:
-            self._full_at = {name: time for name, time in self._full_at.items() if time > now}
-            self._prune_at = max(_RATES_KEPT, 2 * len(self._full_at))
-        return True
-
     def note_recovery(self, recovered: bool) -> None:
         """A client has asked for what it missed."""
         if recovered:
@@ -555,10 +528,6 @@ class Realtime:
         if known is None:
             return []
         return list(known) if isinstance(known, set) else [known]
-
-
-_RATES_KEPT = 1_024
-"""Channels whose rate is remembered although it is not used."""
 
 
 class _Published:

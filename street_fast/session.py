@@ -36,9 +36,9 @@ from street_fast.messages import (
     decode_data,
     error_message,
     publication_json,
-    publish_json,
     publish_reply,
 )
+from street_fast.publishing import Publisher
 from street_fast.recovery import CatchUp, Recovery
 from street_fast.street_socket import STOPPING, UNHANDLED
 
@@ -115,18 +115,20 @@ class Guest(Member):
     __slots__ = ()
 
 
-class Session:
+class Session(Publisher):
     """One client. `member` is who it is; None until it has logged in. `peer` is its connection.
 
     Made by `Realtime.open`. Not to be used from other threads.
     """
 
-    __slots__ = ("_grants", "_realtime", "_recovery", "_timer", "member", "peer")
+    __slots__ = ("_grants", "_recovery", "_timer")
+
+    _realtime: Realtime
+    member: Member | None
+    peer: SessionPeer
 
     def __init__(self, realtime: Realtime, peer: SessionPeer) -> None:
-        self._realtime = realtime
-        self.peer = peer
-        self.member: Member | None = None
+        super().__init__(realtime, peer, realtime.exchange)
         self._timer: Timer | None = None  # until it must have logged in, or brought a new token
         self._grants: dict[str, _ChannelGrant] | None = None
         self._recovery: Recovery | None = None
@@ -141,8 +143,7 @@ class Session:
 
     # --- for the transport ---
 
-    def handle(self, envelope: Envelope) -> Any:
-        """Does what the client asks for: at once (None), or in a coroutine; UNHANDLED if it is not for a session."""
+    def _operate(self, envelope: Envelope) -> Any:
         if self.member is None and envelope.type not in _BEFORE_LOGIN:
             self._refuse(envelope, "unauthorized", 'log in first: {"type":"auth","data":{"token":...}}')
             return None
@@ -204,62 +205,45 @@ class Session:
 
     # --- publish ---
 
-    def _publish(self, envelope: Envelope) -> Left:
+    def _ask_and_publish(self, envelope: Envelope) -> Left:
         channel = envelope.channel
         if channel is None:
             self._refuse(envelope, "bad_request", "channel is missing")
             return None
-        if self._realtime.authorize is None and channel[:5] != _USER:
-            return self._publish_now(envelope, channel)
         if not self._is_name(envelope, channel):
             return None
         answer = self._ask(channel, "publish")
         if answer is True:
-            return self._publish_now(envelope, channel)
+            left: Left = self._publish(envelope, channel)
+            return left
         return self._run(envelope, self._publishing(envelope, channel, answer))
 
     def _publishing(self, envelope: Envelope, channel: str, answer: object) -> Steps[None]:
         allowed = yield from self._judge(answer, channel, "publish")
         if not allowed:
             raise self._forbidden("publish")
-        left = self._publish_now(envelope, channel)
+        left = self._publish(envelope, channel)
         if left is not None:
             yield left
 
-    def _publish_now(self, envelope: Envelope, channel: str) -> Left:
-        realtime, member = self._realtime, self.member
+    def _own_key(self, envelope: Envelope, key: str) -> str | None:
+        """The key among those of all members; None for what is no key, which is answered."""
+        member = self.member
         assert member is not None
-        data = envelope.data
-        if data is UNSET:
-            data = envelope.payload
-            if data is UNSET:
-                self._refuse(envelope, "bad_request", "publish needs data; it may be null")
-                return None
-        key = envelope.key
-        if key is not None:
-            if not 0 < len(key.encode()) <= realtime.limits.publish_key_bytes:
-                self._refuse(envelope, "bad_request", f"key: 1 to {realtime.limits.publish_key_bytes} bytes")
-                return None
-            # Nobody can use up the keys of another: no id has a line end in it. A guest comes back as another one.
-            key = f"{_ALL_GUESTS if isinstance(member, Guest) else member.id}\n{key}"
-        if not realtime.hub.has_channel(channel) and not self._is_name(envelope, channel):
+        most = self._realtime.limits.publish_key_bytes
+        if not 0 < len(key.encode()) <= most:
+            self._refuse(envelope, "bad_request", f"key: 1 to {most} bytes")
             return None
-        if not realtime.take_from_rate(channel):
-            self._refuse(envelope, "rate_limited", "too many messages to this channel per second")
-            self.peer.note_abuse()
-            return None
-        ts = realtime.clock_ms()
-        json = publish_json(channel, data, ts, member.id)
-        try:
-            published = realtime.exchange.publish(channel, json, key)
-        except STOPPING:
-            raise
-        except BaseException as error:
-            self._publish_failed(envelope, error)
-            return None
+        # Nobody can use up the keys of another: no id has a line end in it. A guest comes back as another one.
+        return f"{_ALL_GUESTS if isinstance(member, Guest) else member.id}\n{key}"
+
+    def _too_many(self, envelope: Envelope) -> None:
+        self._refuse(envelope, "rate_limited", "too many messages to this channel per second")
+        self.peer.note_abuse()
+
+    def _published(self, envelope: Envelope, ts: int, published: Published | Awaitable[Published]) -> Left:
         if type(published) is Published:
-            if envelope.id is not None:
-                self._reply_published(envelope, ts, published)
+            self._reply_published(envelope, ts, published)
             return None
         assert inspect.isawaitable(published)
         return self._publish_later(envelope, ts, published)
@@ -277,6 +261,8 @@ class Session:
         self._reply_published(envelope, ts, result)
 
     def _publish_failed(self, envelope: Envelope, error: BaseException) -> None:
+        if isinstance(error, STOPPING):
+            raise error
         if isinstance(error, Unavailable):
             self._refuse(envelope, "unavailable", "it was not published; try again later")
             return
@@ -780,7 +766,6 @@ _NOWHERE = Position.start_of("")
 _PONG = Message("pong")
 _BEFORE_LOGIN = frozenset(("auth", "ping", "pong"))
 _OPERATIONS: dict[str, Callable[[Session, Envelope], Left]] = {
-    "publish": Session._publish,
     "subscribe": Session._subscribe,
     "unsubscribe": Session._unsubscribe,
     "typing": Session._typing,

@@ -209,7 +209,7 @@ async def make_world(*, limits: Limits | None = None, backplane: Any = None, **o
     server = StreetWebSocketServer(limits=limits, path="/realtime")
     realtime = Realtime(server, hub, backplane=backplane, **options)
     await realtime.start()
-    realtime._clock = clock
+    realtime.exchange.monotonic = clock
     return World(realtime, clock, context)
 
 

@@ -21,7 +21,7 @@ for name in libasan.so libubsan.so; do
 done
 
 [ $# -gt 0 ] || set -- tests/unit/test_frames.py tests/unit/test_connection.py tests/unit/test_wheel.py tests/unit/test_intake.py \
-    tests/property tests/conformance tests/faults
+    tests/unit/test_publish.py tests/unit/test_session.py tests/property tests/conformance tests/faults
 
 rm -rf build/sanitize
 mkdir -p build/sanitize
@@ -39,7 +39,7 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 python - <<'PROOF'
 import pathlib
 import importlib
-for name in ("_connection", "_frames", "_intake", "_wheel"):
+for name in ("_connection", "_frames", "_intake", "_publish", "_wheel"):
     file = pathlib.Path(importlib.import_module(f"street_fast.{name}").__file__)
     assert file.is_relative_to(pathlib.Path.cwd()), f"{file} is not in the copy"
     assert b"__asan_init" in file.read_bytes(), f"{file} is not instrumented"

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ["_connection", "_frames", "_intake", "_wheel"]
+MODULES = ["_connection", "_frames", "_intake", "_publish", "_wheel"]
 # An editable installation would find the extensions of its own tree for any other.
 REPORT = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
-from street_fast import _core
-modules = {getattr(_core, name).__module__ for name in _core.__all__ if hasattr(getattr(_core, name), "__module__")}
+from street_fast import _core, publishing
+parts = [getattr(door, name) for door in (_core, publishing) for name in door.__all__]
+modules = {part.__module__ for part in parts if hasattr(part, "__module__")}
 print(_core.COMPILED, *sorted(modules))
 """
 
@@ -60,7 +61,7 @@ def test_an_extension_that_is_broken_is_no_reason_to_run_pure(tmp_path: Path) ->
     shutil.copytree(ROOT / "street_fast", package, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     assert report(tmp_path).stdout.split()[0] == "False"
     (package / "_connection.py").write_text("raise ImportError('not for this system')\n")
-    assert "there in part only, _frames, _wheel, _intake missing" in report(tmp_path).stderr
-    for name in ("_frames", "_wheel", "_intake"):
+    assert "there in part only, _frames, _wheel, _intake, _publish missing" in report(tmp_path).stderr
+    for name in ("_frames", "_wheel", "_intake", "_publish"):
         (package / f"{name}.py").touch()
     assert "not for this system" in report(tmp_path).stderr

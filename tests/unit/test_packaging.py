@@ -35,6 +35,7 @@ EXTENSIONS = {
     "_wheel": "_wheel_py.py",
     "_connection": "_connection.pyx",
     "_intake": "_intake_py.py",
+    "_publish": "_publish_py.py",
 }
 
 
@@ -210,7 +211,7 @@ def broken(tmp_path) -> Path:
     package.mkdir()
     (package / "__init__.py").write_text('__version__ = "0.1.0"')
     (package / "_frames.pyx").write_text("OP_TEXT = 1\n")
-    for name in ("_wheel_py", "_intake_py"):
+    for name in ("_wheel_py", "_intake_py", "_publish_py"):
         (package / f"{name}.py").write_text("slots = 512\n")
     (package / "_connection.pyx").write_text("def broken(:\n")
     return tmp_path
