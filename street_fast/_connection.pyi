@@ -69,6 +69,7 @@ class WebSocketBase(FrameParser):
 class WebSocket(WebSocketBase, asyncio.BufferedProtocol):
     """One WebSocket connection; see docs/guide.md."""
 
+def unix_time_ms() -> int: ...
 def fan_out(sinks: Iterable[Any], frame: Frame, skip: object = None, droppable: bool = False) -> list[Any]: ...
 def broadcast(
     connections: Iterable[WebSocket], data: str | Buffer | Frame, *, skip: WebSocket | None = None

@@ -74,6 +74,7 @@ cdef extern from "_net.h" nogil:
     void sf_user_timeout(int fd, unsigned int milliseconds)
     double sf_now()
     double sf_now_coarse()
+    int64_t sf_unix_ms()
 
 logger = logging.getLogger("street_fast")
 
@@ -1258,6 +1259,11 @@ def timer_fired(WebSocketBase ws):
 
 def slow_timer_fired(LoopContext context):
     context.look_at_slow()
+
+
+def unix_time_ms():
+    """Milliseconds since 1970, as an int."""
+    return sf_unix_ms()
 
 
 cdef object check_handler(str name, handler):

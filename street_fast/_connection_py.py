@@ -47,7 +47,7 @@ from street_fast.memory_limit import process_memory_limit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["LoopContext", "WebSocket", "broadcast", "fan_out"]
+__all__ = ["LoopContext", "WebSocket", "broadcast", "fan_out", "unix_time_ms"]
 
 logger = logging.getLogger("street_fast")
 
@@ -981,6 +981,11 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             self._push(self._encode(OP_PING, b""), False)
             return interval_s if self.paused else pong_s
         return self._last_received + interval_s - now
+
+
+def unix_time_ms() -> int:
+    """Milliseconds since 1970, as an int."""
+    return time.time_ns() // 1_000_000
 
 
 _Handler = TypeVar("_Handler", bound="Callable[..., object] | None")

@@ -36,6 +36,7 @@ __all__ = [
     "encode_close",
     "encode_frame",
     "fan_out",
+    "unix_time_ms",
     "validate_utf8",
 ]
 
@@ -61,7 +62,7 @@ def _compiled_is_there() -> bool:
 COMPILED: bool = not _wants_pure() and _compiled_is_there()
 
 if TYPE_CHECKING or COMPILED:
-    from street_fast._connection import LoopContext, WebSocket, broadcast, fan_out
+    from street_fast._connection import LoopContext, WebSocket, broadcast, fan_out, unix_time_ms
     from street_fast._frames import (
         OP_BINARY,
         OP_CLOSE,
@@ -79,7 +80,7 @@ if TYPE_CHECKING or COMPILED:
     from street_fast._intake import UNHANDLED, Intake, IntakeContext, Rate, Rates, Unhandled, Verdict
     from street_fast._wheel import Timer, TimerWheel
 else:
-    from street_fast._connection_py import LoopContext, WebSocket, broadcast, fan_out
+    from street_fast._connection_py import LoopContext, WebSocket, broadcast, fan_out, unix_time_ms
     from street_fast._frames_py import (
         OP_BINARY,
         OP_CLOSE,

@@ -51,5 +51,5 @@ cdef class Intake:
     cpdef object _handle(self, bytes text)
 
 
-@cython.locals(found=Py_ssize_t, octet=cython.uchar)
+@cython.locals(found=int, octet=cython.uchar)
 cdef Py_ssize_t _brackets(bytes text)

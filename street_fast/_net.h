@@ -1,4 +1,4 @@
-/* Socket calls of the flush: no Python, safe without the GIL. A negative result is -errno. */
+/* Socket calls of the flush, and clocks: no Python, safe without the GIL. A negative result is -errno. */
 #ifndef STREET_FAST_NET_H
 #define STREET_FAST_NET_H
 
@@ -93,6 +93,13 @@ static inline double sf_now_coarse(void) {
 #endif
 }
 #endif
+
+/* Milliseconds since 1970. */
+static inline int64_t sf_unix_ms(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
 
 static inline int sf_would_block(int64_t taken) { return taken == -EAGAIN || taken == -EWOULDBLOCK; }
 

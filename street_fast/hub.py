@@ -23,13 +23,12 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
-from street_fast._core import LoopContext, fan_out
+from street_fast._core import LoopContext, fan_out, unix_time_ms
 from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.limits import Limits, checked_limits
 from street_fast.messages import UNSET, Message, decode_data, encode
@@ -132,7 +131,7 @@ class ChannelHub:
         self._typing_ttl_s = typing_ttl_ms / 1_000
         self.limits = checked_limits(limits)
         self._wheel = wheel
-        self.clock_ms = clock_ms if clock_ms is not None else _time_of_day_ms
+        self.clock_ms = clock_ms if clock_ms is not None else unix_time_ms
         self._presence = Presence()
         self._presence_interval_s: float | None = None
         self._changed: dict[str, dict[str, None]] = {}  # who came or went since the last event, by channel
@@ -562,7 +561,3 @@ _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control charact
 def _shortened(name: object) -> str:
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
-def _time_of_day_ms() -> int:
-    return time.time_ns() // 1_000_000

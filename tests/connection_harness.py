@@ -31,7 +31,7 @@ def load_core(name: str) -> Any:
         connection = importlib.import_module(module)
     except ImportError as error:
         pytest.fail(f"{module} is not there ({error}): run `python setup.py build_ext --inplace`", pytrace=False)
-    names = ("LoopContext", "WebSocket", "broadcast", "fan_out")
+    names = ("LoopContext", "WebSocket", "broadcast", "fan_out", "unix_time_ms")
     return SimpleNamespace(name=name, Frame=frames.Frame, **{n: getattr(connection, n) for n in names})
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import logging
 import sys
+import time
 
 import pytest
 
@@ -885,6 +886,12 @@ class TestFanOut:
 
 
 class TestContext:
+    def test_the_time_of_day(self, core):
+        before = time.time_ns() // 1_000_000
+        now = core.unix_time_ms()
+        assert type(now) is int
+        assert before <= now <= time.time_ns() // 1_000_000
+
     def test_a_flush_goes_in_slices_of_a_millisecond(self, core, world):
         connections = [world.connect() for _ in range(5)]
 
