@@ -40,6 +40,7 @@ __all__ = [
     "encode",
     "error_message",
     "gap_message",
+    "message_json",
     "publication",
     "publication_json",
     "publication_payload",
@@ -175,6 +176,35 @@ def encode(value: object) -> bytes:
     return orjson.dumps(value, default=_encode_other)
 
 
+def message_json(
+    type: str,  # noqa: A002
+    data: object,
+    id: int | str | None,  # noqa: A002
+    channel: str | None = None,
+    ts: int | None = None,
+) -> bytes:
+    """``{"type", "channel"?, "data"?, "ts"?, "id"?}``; `data` is UNSET if there is none.
+
+    Raises TypeError for a `type` that is no str, and for data that JSON cannot hold.
+    """
+    if not isinstance(type, str):
+        raise TypeError(f"type={type!r}: must be a str, the name of the event")
+    envelope: dict[str, object] = {"type": type}
+    if channel is not None:
+        envelope["channel"] = channel
+    if data is not UNSET:
+        envelope["data"] = data
+    if ts is not None:
+        envelope["ts"] = ts
+    if id is not None:
+        envelope["id"] = id
+    try:
+        return orjson.dumps(envelope, default=_encode_other)
+    except TypeError as error:
+        where = "" if channel is None else f" of channel {channel!r}"
+        raise TypeError(f"event {type!r}{where} cannot be written as JSON: {error}") from error
+
+
 class Message(msgspec.Struct, eq=False):
     """One message to clients, for any number of them. Treat it as frozen, and its data too.
 
@@ -195,28 +225,10 @@ class Message(msgspec.Struct, eq=False):
 
     @property
     def json(self) -> bytes:
-        """The JSON, built at the first call.
-
-        Raises TypeError for a `type` that is no str, and for data that JSON cannot hold.
-        """
+        """The JSON, built at the first call. Raises what `message_json` raises."""
         json = self._json
         if json is None:
-            if not isinstance(self.type, str):
-                raise TypeError(f"type={self.type!r}: must be a str, the name of the event")
-            envelope: dict[str, object] = {"type": self.type}
-            if self.channel is not None:
-                envelope["channel"] = self.channel
-            if self.data is not UNSET:
-                envelope["data"] = self.data
-            if self.ts is not None:
-                envelope["ts"] = self.ts
-            if self.id is not None:
-                envelope["id"] = self.id
-            try:
-                json = self._json = encode(envelope)
-            except TypeError as error:
-                channel = "" if self.channel is None else f" of channel {self.channel!r}"
-                raise TypeError(f"event {self.type!r}{channel} cannot be written as JSON: {error}") from error
+            json = self._json = message_json(self.type, self.data, self.id, self.channel, self.ts)
         return json
 
     @property

@@ -28,7 +28,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, overload
 
-from street_fast._core import UNHANDLED, Intake, IntakeContext, Rate
+from street_fast._core import UNHANDLED, Frame, Intake, IntakeContext, Rate
 from street_fast.errors import CloseCode, ConfigurationError, LimitExceeded
 from street_fast.handler_types import declared_type, takes
 from street_fast.messages import (
@@ -42,6 +42,7 @@ from street_fast.messages import (
     decode_envelope,
     decoder_for,
     error_message,
+    message_json,
 )
 from street_fast.metrics import Counters
 from street_fast.rates import ABUSIVE_REASON, DROPPED_MESSAGE, Verdict
@@ -183,7 +184,7 @@ class StreetSocket(Intake):
         Never blocks; a peer that does not read is evicted (4008) when too much waits for it, see `drain`.
         Raises TypeError for data that JSON cannot hold.
         """
-        return self._ws.send(Message(type, None, data, None, id).frame)
+        return self._ws.send(Frame.text(message_json(type, data, id)))
 
     def deliver(self, message: Message, droppable: bool = False) -> None:
         """Sends a message that was built elsewhere; a `droppable` one is dropped if the peer reads too slowly."""
