@@ -74,6 +74,8 @@ class HistoryRules:
 
 
 _CHANNELS_REMEMBERED = 10_000
+_CANCEL_S = 1.0
+"""What a cancelled task gets to come to its end; an application's `authorize` may not let itself be cancelled."""
 
 
 class Exchange(Outlet):
@@ -114,7 +116,7 @@ class Exchange(Outlet):
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
         self.hub.watcher = None
         await self.backplane.close()
 

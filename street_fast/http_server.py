@@ -153,12 +153,12 @@ class HttpServer:
         listens any more is replaced, and goes away with the server. Raises ListenError with one sentence if the
         address cannot be had, ConfigurationError for an address or an `ssl` that is none.
         """
-        if self._closing:
-            raise ListenError("this HttpServer was closed; make a new one")
+        self._check_open()
         path = _check_address(host, port, uds)
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise ConfigurationError(f"listen(ssl={ssl!r}): must be an ssl.SSLContext with the certificate, or None")
         await self.start()
+        self._check_open()
         loop = asyncio.get_running_loop()
         context = LoopContext.of(loop)
         options: dict[str, Any] = {"backlog": backlog}
@@ -185,6 +185,13 @@ class HttpServer:
             self.accepting = bool(self._listeners)
             raise listen_error(error, host, port, path) from error
         self._listeners.append(listener)
+        if self._closing:  # meanwhile
+            self.stop_accepting()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ListenError("this HttpServer was closed; make a new one")
 
     async def start(self) -> None:
         """Run the startup hooks that have not been run. `listen` does so."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
+from street_fast import exchange
 from street_fast.backplanes import History, Position, Publication, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
@@ -322,6 +324,24 @@ class TestLost:
         await world.settle()
         assert not world.realtime.exchange._gaps
         assert not world.realtime.exchange._places
+
+
+async def test_what_cannot_be_cancelled_does_not_hold_up_the_end(make, monkeypatch):
+    monkeypatch.setattr(exchange, "_CANCEL_S", 0.01)
+    world = await make()
+    go_on = asyncio.Event()
+
+    async def stubborn():
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go_on.wait()
+
+    task = world.realtime.exchange.spawn(stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(world.realtime.close(), 5)
+    assert not task.done()
+    go_on.set()
+    await task
 
 
 class TestMembersElsewhere:

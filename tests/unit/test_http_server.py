@@ -599,6 +599,21 @@ async def test_a_server_that_never_listened_can_be_closed():
     await server.wait_closed()
 
 
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("where", ["tcp", "uds"])
+async def test_one_that_is_closed_while_it_begins_to_listen_does_not(tmp_path, turns, where):
+    server = HttpServer()
+    address = {"port": 0} if where == "tcp" else {"uds": str(tmp_path / "s")}
+    listening = asyncio.ensure_future(server.listen(**address))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await server.close()
+    with contextlib.suppress(ListenError):
+        await listening
+    assert (server.sockets, server.accepting) == ([], False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_NOFILE")
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
 def test_connections_come_and_go_and_leave_no_descriptor(on_loop):
