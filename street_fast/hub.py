@@ -547,7 +547,7 @@ class ChannelHub:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException:
-                logger.exception("connection %s: deliver() failed, for %r", peer.id, message)
+                logger.exception("%r: deliver() failed, for %r", peer, message)
 
 
 _NO_SINKS: _Sinks = {}

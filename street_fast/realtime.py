@@ -295,8 +295,11 @@ class Realtime:
         `Receipt` when the message is accepted (and stored, if the channel keeps history), or an error: Unavailable (it
         was not published), OutcomeUnknown (perhaps it was). `key` makes a second try harmless for five minutes.
 
-        Raises ValueError for a bad channel or key, and TypeError for data that JSON cannot hold.
+        Raises ValueError for a bad channel or key, TypeError for data that JSON cannot hold, and RuntimeError before
+        `start`.
         """
+        if self._starting is None:
+            raise RuntimeError("publish(): this Realtime is not started: await start(), or serve() or attach() it first")
         self.hub.check_name("channel", channel)
         most = self.limits.publish_key_bytes
         if key is not None and (not isinstance(key, str) or not 0 < len(key.encode()) <= most):

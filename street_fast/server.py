@@ -137,6 +137,7 @@ class StreetWebSocketServer:
         self._turned_away: set[_CountedWebSocket] = set()
         self._authenticating: set[asyncio.Task[None]] = set()
         self._warned = False
+        self._warned_of_origin = False
         self._draining: asyncio.Task[None] | None = None
         self._all_gone: asyncio.Event | None = None
         self._closed = asyncio.Event()
@@ -312,6 +313,13 @@ class StreetWebSocketServer:
                 known = ", ".join(self._offered)
                 raise HandshakeRefused(400, "subprotocol", f"a Sec-WebSocket-Protocol is needed here, one of: {known}")
         except HandshakeRefused as error:
+            if error.code == "origin" and not self._warned_of_origin:
+                self._warned_of_origin = True  # once: anybody can have this happen
+                logger.warning(
+                    "%r has refused a page of %.200r, and goes on to do so; if it is yours, name it in allowed_origins",
+                    self,
+                    request.headers.get("origin"),
+                )
             self._refuse(upgrade, refusal(error))
             return
         if self._draining is not None:

@@ -732,7 +732,7 @@ class Session(Publisher):
             self._refuse(envelope, "bad_request", str(error))
         else:
             if not isinstance(error, Unavailable):
-                logger.error("connection %s: %s failed", self.peer.id, envelope.type, exc_info=error)
+                logger.error("%s of %r failed", envelope.type, self.peer, exc_info=error)
             self._refuse(envelope, "unavailable", "it cannot be done at the moment; try again later")
 
 

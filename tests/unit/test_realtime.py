@@ -566,9 +566,8 @@ class TestPublish:
         assert await published == await published
 
     async def test_before_the_start(self):
-        realtime = Realtime()
-        with pytest.raises(Unavailable):
-            await realtime.publish("room", 1)
+        with pytest.raises(RuntimeError, match="not started: await start"):
+            Realtime().publish("room", 1)
 
 
 async def _awaited(awaitable):
