@@ -262,6 +262,16 @@ async def test_a_foreign_page_is_refused_before_any_hook(serve: Any) -> None:
     assert server.counters.handshakes_refused == 1
 
 
+async def test_a_refused_page_is_explained_once(serve: Any, caplog: Any) -> None:
+    server = await serve()
+    for origin in ("https://app.example", "https://other.example"):
+        assert (await status(server, origin=origin))[0] == 403
+    assert [record.message for record in caplog.records if "allowed_origins" in record.message] == [
+        f"{server!r} has refused a page of 'https://app.example', and goes on to do so; if it is yours, name it in "
+        f"allowed_origins"
+    ]
+
+
 async def test_allowed_origins(serve: Any) -> None:
     server = await serve(allowed_origins=["https://app.example"])
     async with client(server, origin="https://app.example"):
