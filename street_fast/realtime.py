@@ -299,7 +299,7 @@ class Realtime:
         `start`.
         """
         if self._starting is None:
-            raise RuntimeError("publish(): this Realtime is not started: await start(), or serve() or attach() it first")
+            raise RuntimeError("publish(): this Realtime is not started: await its start(), or serve() or attach() it")
         self.hub.check_name("channel", channel)
         most = self.limits.publish_key_bytes
         if key is not None and (not isinstance(key, str) or not 0 < len(key.encode()) <= most):
