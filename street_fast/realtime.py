@@ -226,7 +226,7 @@ class Realtime:
         Then `wait_closed`, or anything else; `close` ends it. Port 0 takes a free one, see `port`. Raises ListenError,
         after which it can be tried again, and RuntimeError if it listens already or is closed.
         """
-        if self._stopping is not None:
+        if self.server.draining:
             raise RuntimeError("serve(): this Realtime is closed; make a new one")
         if self._http is None:
             http = HttpServer(limits=self.limits)
@@ -253,7 +253,7 @@ class Realtime:
 
     async def start(self) -> None:
         """Begins; before the first client. Called again, it does nothing. Raises RuntimeError if it is closed."""
-        if self._stopping is not None:
+        if self.server.draining:
             raise RuntimeError("start(): this Realtime is closed; make a new one")
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -187,6 +188,18 @@ class TestLife:
         for what in (realtime.start, realtime.serve):
             with pytest.raises(RuntimeError, match="closed; make a new one"):
                 await what()
+
+    @pytest.mark.parametrize("turns", range(8))
+    async def test_closed_while_it_begins_to_serve(self, turns):
+        realtime = Realtime(limits=FAST)
+        serving = asyncio.ensure_future(realtime.serve(port=0))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await realtime.close()
+        with contextlib.suppress(ListenError, RuntimeError):
+            await serving
+        assert realtime._http is None or realtime._http.sockets == []
+        assert not realtime.exchange.backplane.health().ok
 
     async def test_a_start_that_fails_can_be_tried_again(self):
         class Moody(MemoryBackplane):
