@@ -16,6 +16,7 @@ that delivers it writes the end (`publication`). So what a client publishes is n
 from __future__ import annotations
 
 import functools
+import json as python_json
 import re
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -36,6 +37,7 @@ __all__ = [
     "decode",
     "decode_data",
     "decode_envelope",
+    "decode_whole",
     "decoder_for",
     "encode",
     "error_message",
@@ -163,6 +165,18 @@ def decode_data(raw: msgspec.Raw | msgspec.UnsetType, kind: Any = Any) -> Any:
         raise MalformedMessage(f"data does not fit: {error}") from None
     except RecursionError:
         raise MalformedMessage("data does not fit: nested too deeply") from None
+
+
+def decode_whole(text: bytes) -> Any:
+    """`text`, valid JSON that a client may have written. Numbers that are too large are infinite, as in JavaScript."""
+    try:
+        return decoder_for(Any).decode(text)
+    except msgspec.DecodeError:
+        return python_json.loads(text, parse_int=_parse_int)
+
+
+def _parse_int(digits: str) -> float:
+    return int(digits) if len(digits) <= 308 else float(digits)
 
 
 def _encode_other(value: object) -> orjson.Fragment:

@@ -31,7 +31,7 @@ from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import checked_limits
 from street_fast.listening import host_and_port
-from street_fast.messages import Message, decode_data, encode, publication_json, publish_json
+from street_fast.messages import Message, decode_whole, encode, publication_json, publish_json
 from street_fast.realtime_http import RealtimeHttp
 from street_fast.runner import run_until_stopped
 from street_fast.server import StreetWebSocketServer
@@ -296,10 +296,9 @@ class Realtime:
         was not published), OutcomeUnknown (perhaps it was). `key` makes a second try harmless for five minutes.
 
         Raises ValueError for a bad channel or key, TypeError for data that JSON cannot hold, and RuntimeError before
-        `start`.
+        `start` and in another thread: use ``loop.call_soon_threadsafe(realtime.publish, channel, data)`` there.
         """
-        if self._starting is None:
-            raise RuntimeError("publish(): this Realtime is not started: await its start(), or serve() or attach() it")
+        self._check_loop()
         self.hub.check_name("channel", channel)
         most = self.limits.publish_key_bytes
         if key is not None and (not isinstance(key, str) or not 0 < len(key.encode()) <= most):
@@ -317,6 +316,20 @@ class Realtime:
         if inspect.isawaitable(published):
             return _Publishing(channel, ts, published)
         return _Published(Receipt(ts, *published))
+
+    def _check_loop(self) -> None:
+        starting = self._starting
+        if starting is None:
+            raise RuntimeError("publish(): this Realtime is not started: await its start(), or serve() or attach() it")
+        try:
+            if asyncio.get_running_loop() is starting.get_loop():
+                return
+        except RuntimeError:
+            pass
+        raise RuntimeError(
+            "publish(): called outside of the event loop that this Realtime runs in, from another thread perhaps; "
+            "there, use loop.call_soon_threadsafe(realtime.publish, channel, data)"
+        )
 
     def notify(self, user_id: str, data: object, *, key: str | None = None) -> Awaitable[Receipt]:
         """Publishes to ``user:<user_id>``, which only that member may subscribe to. Otherwise as `publish`."""
@@ -346,7 +359,7 @@ class Realtime:
         if inspect.isawaitable(page):
             page = await page
         texts = [publication_json(payload, str(position)) for payload, position, _ in page.publications]
-        return [decode_data(cast("Any", text)) for text in texts]
+        return [decode_whole(text) for text in texts]
 
     def unsubscribe(self, member_id: str, channel: str, message: str = "the application ended the subscription") -> int:
         """Takes a member out of a channel; its clients are told. Returns how many connections it was.

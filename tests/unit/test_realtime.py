@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from street_fast.errors import CloseCode, ConfigurationError, ConnectionClosed, 
 from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import Limits
+from street_fast.messages import decode
 from street_fast.realtime import Realtime, Receipt
 from street_fast.request import Request
 from street_fast.server import StreetWebSocketServer
@@ -579,8 +581,30 @@ class TestPublish:
         assert await published == await published
 
     async def test_before_the_start(self):
-        with pytest.raises(RuntimeError, match="not started: await start"):
+        with pytest.raises(RuntimeError, match="not started: await its start"):
             Realtime().publish("room", 1)
+
+    async def test_from_another_thread(self, make):
+        """There it would be a race that mostly goes well."""
+        world = await make()
+        ada = world.client("ada")
+        await ada.say("subscribe", channel="room")
+        ada.take()
+        with pytest.raises(RuntimeError, match="call_soon_threadsafe"):
+            await asyncio.to_thread(world.realtime.publish, "room", 1)
+
+        def publish_elsewhere():
+            async def publish():
+                world.realtime.notify("ada", 1)
+
+            asyncio.run(publish())
+
+        with pytest.raises(RuntimeError, match="call_soon_threadsafe"):
+            await asyncio.to_thread(publish_elsewhere)
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(loop.call_soon_threadsafe, world.realtime.publish, "room", 2)
+        await asyncio.sleep(0)
+        assert [message["data"] for message in ada.take()] == [2]
 
 
 async def _awaited(awaitable):
@@ -611,6 +635,15 @@ class TestQuestions:
         for wrong in (-1, True, "5"):
             with pytest.raises(ValueError, match="limit="):
                 await world.realtime.history("kept", wrong)
+
+    async def test_history_with_numbers_that_are_too_large(self, make):
+        """One client must not spoil it for all."""
+        world = await make(history={"kept": History()})
+        ada = world.client("ada")
+        for text in (b"1e999", b"[-1e999,1]", b"9" * 5_000, b"1" + b"0" * 30, b"2"):
+            assert ada.session.handle(decode(b'{"type":"publish","channel":"kept","data":%b}' % text)) is None
+        data = [message["data"] for message in await world.realtime.history("kept")]
+        assert data == [math.inf, [-math.inf, 1], math.inf, 10**30, 2]
 
     async def test_stats(self, make):
         world = await make(history={"*": History()})
