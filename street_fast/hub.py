@@ -365,6 +365,10 @@ class ChannelHub:
         """How many connections a message to the channel goes to."""
         return len(self._channels.get(channel, ()))
 
+    def is_typing(self, channel: str, member_id: str) -> bool:
+        """Whether the member is typing."""
+        return self._presence.is_typing(channel, member_id)
+
     def typing_members(self, channel: str) -> list[str]:
         """The ids of the members that are typing, in the order in which they began."""
         return self._presence.typing_ids(channel)

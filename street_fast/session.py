@@ -423,9 +423,21 @@ class Session(Publisher):
             raise _Refused("not_subscribed", "subscribe to the channel first")
         if typing:  # who may not publish does not type; to have stopped is always true
             yield from self._may(channel, "publish")
+            if not hub.is_typing(channel, self.member.id) and not self._outlet.take_from_rate(f"{channel}\n"):
+                self._too_much_typing(envelope)
+                return
         if hub.is_joined(channel, self.member.id, self.peer):
             hub.set_typing(channel, self.member.id, typing, self.peer)
         self._answer(envelope, {})
+
+    def _too_much_typing(self, envelope: Envelope) -> None:
+        """All clients together begin to type as often as they may publish: each time goes to everybody, too.
+
+        Who does not ask for an answer is not told, as nobody is of a ``typing`` event that is dropped.
+        """
+        self.peer.note_abuse()
+        if envelope.id is not None:
+            self._refuse(envelope, "rate_limited", "too much typing in this channel")
 
     def _presence(self, envelope: Envelope) -> Left:
         return self._run(envelope, self._tell_presence(envelope))

@@ -335,6 +335,29 @@ class TestTyping:
         world.advance(6)
         assert [m["data"] for m in ben.take_type("typing")] == [{"memberId": "ada", "typing": False}]
 
+    async def test_not_more_often_than_messages_are_published(self, make):
+        """Each beginning goes to everybody, and so does each end."""
+        world = await make(limits=Limits(channel_messages_per_second=5, messages_per_second=None))
+        ada, ben, cem = (world.client(name) for name in ("ada", "ben", "cem"))
+        for client in (ada, ben, cem):
+            await client.say("subscribe", channel="room")
+        cem.take()
+        for _ in range(20):
+            for client in (ada, ben):
+                await client.say("typing", channel="room", data={"typing": True})
+                await client.say("typing", channel="room", data={"typing": False})
+        assert len(cem.take_type("typing")) == 10
+        assert ada.abuse + ben.abuse == 35
+        assert ada.take_type("error") == []  # who does not ask for an answer gets none
+        assert await ada.refused("typing", channel="room", data={"typing": True}) == "rate_limited"
+        for _ in range(5):
+            await cem.done("publish", channel="room", data=1)  # publishing does not suffer from it
+        world.advance(0.2)
+        await ada.done("typing", channel="room", data={"typing": True})
+        for _ in range(20):
+            await ada.done("typing", channel="room", data={"typing": True})  # no news, and no event
+        assert len(cem.take_type("typing")) == 1
+
     async def test_who_is_not_subscribed_does_not_type(self, world):
         ada = world.client("ada")
         await world.client("ada").say("subscribe", channel="room")  # another connection of the same member
