@@ -235,6 +235,7 @@ class Recovery:
                 if catch_up is None:
                     break
                 await self._go_on(catch_up)
+                await asyncio.sleep(0)  # as long as the kernel takes it, drain() does not wait, and others have to
         except ConnectionClosed:
             pass
         except Exception:

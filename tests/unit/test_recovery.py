@@ -223,6 +223,21 @@ async def test_a_client_that_reads_slowly_recovers_once_and_is_not_evicted(make)
     assert [message["data"] for message in ben.take_type("message")] == ["live"]
 
 
+async def test_a_client_that_reads_fast_leaves_the_loop_its_turns(make):
+    world = await make(limits=Limits(recovery_reply_bytes=1_000, recovery_messages=100), history={"c": History()})
+    since = str((await world.realtime.publish("c", 0)).position)
+    for number in range(99):
+        world.realtime.publish("c", [number, "x" * 300])
+    ada = world.client("ada")
+    await ada.done("subscribe", channel="c", since=since)
+    got = []
+    while len(got) < 90:
+        await asyncio.sleep(0)
+        came = ada.take_type("message")
+        assert len(came) < 10
+        got += came
+
+
 async def test_many_channels_at_once_are_recovered_one_after_the_other(make):
     limits = Limits(write_soft_bytes=65_536, messages_per_second=None)
     world = await make(limits=limits, history={"*": History(size=300)})
