@@ -1153,6 +1153,15 @@ cdef class WebSocketBase(FrameParser):
         self._blocked = False
         self._handed_over = 0
         self._in_flight = None
+        if self._state == OPEN:
+            self._resume()
+        else:
+            # It may close the transport now, and within this call asyncio would lose the connection twice.
+            self.context.loop.call_soon(self._resume)
+
+    def _resume(self):
+        if self._state == LOST or self._blocked:
+            return
         if self._outbox_count:
             self.flush()
         else:

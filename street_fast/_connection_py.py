@@ -875,6 +875,15 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self._blocked = False
         self._handed_over = 0
         self._in_flight = None
+        if self._state == _State.OPEN:
+            self._resume()
+        else:
+            # It may close the transport now, and within this call asyncio would lose the connection twice.
+            self.context.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._state == _State.LOST or self._blocked:
+            return
         if self._outbox:
             self._flush()
         else:

@@ -18,7 +18,7 @@ import pytest
 
 from street_fast.limits import Limits
 from tests.connection_harness import Clock, connected, until
-from tests.frames_harness import BINARY, TEXT, frame
+from tests.frames_harness import BINARY, CLOSE, TEXT, frame
 
 pytestmark = pytest.mark.both_loops
 
@@ -60,6 +60,24 @@ class TestRealSockets:
             assert link.ws.bytes_buffered == 0
             link.ws.send("still fine")
             assert await link.peer.frame() == (TEXT, b"still fine")
+
+    async def test_a_slow_reader_that_says_goodbye_is_lost_once(self, core):
+        """The transport is not closed within resume_writing(): asyncio would call connection_lost() twice."""
+        problems = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        message = b"x" * 8_000_000
+        async with connected(core, Limits(write_soft_bytes=10_000_000, write_hard_bytes=100_000_000)) as link:
+            closes = []
+            link.ws.on_close = lambda code, reason: closes.append(code)
+            link.ws.send(message)
+            await until(lambda: link.ws.bytes_buffered > 0)
+            await link.peer.send(frame(CLOSE, b"\x03\xe8"))
+            assert await link.peer.frame() == (BINARY, message)
+            await link.peer.frame()
+            await until(lambda: closes)
+            await asyncio.sleep(0.01)
+        assert closes == [1000]
+        assert problems == []
 
     async def test_bursts_of_many_frames(self, core):
         """More than fit into one vector, and more bytes than are joined."""
