@@ -5,9 +5,9 @@ it missed is read from the history, page by page. When the history is at its end
 offset, and what is in both goes out once. A history that is read over a network may be ahead of what is delivered:
 then the catch-up stays, and lets nothing pass that was in the history, until the first message that was not.
 
-Nothing grows: at most ``Limits.recovery_messages`` are held, as references to what all others get. When they become
-more, they are dropped and read from the history later. Only if the history does not have them any more either, the
-subscriber gets a ``gap``.
+Nothing grows: at most ``Limits.recovery_messages`` are held, as references to what all others get, and no more bytes
+in all channels of a client than may wait for it (`Room`). When they become more, they are dropped and read from the
+history later. Only if the history does not have them any more either, the subscriber gets a ``gap``.
 
 A `Recovery` is a client who is catching up. It goes through its channels one after the other, and sends only as much as
 the client reads (`drain`): a recovery never makes a client slow enough to be evicted for it. Live messages are held for
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from street_fast.backplanes import Page, Position, Publication
 
-__all__ = ["CatchUp", "Recovery"]
+__all__ = ["CatchUp", "Recovery", "Room"]
 
 logger = logging.getLogger("street_fast")
 
@@ -40,6 +40,15 @@ _POSITION_BYTES = 50
 
 _READ_AGAIN_S = 1.0
 """Pause after the history could not be read."""
+
+
+class Room:
+    """How many bytes the catch-ups of one client may still keep from being freed; each may exceed it by a message."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most_bytes: int) -> None:
+        self.left = most_bytes
 
 
 class CatchUp:
@@ -57,6 +66,7 @@ class CatchUp:
         "_missed",
         "_most_held",
         "_must_read",
+        "_room",
         "answered",
         "caught_up",
         "channel",
@@ -70,6 +80,7 @@ class CatchUp:
         channel: str,
         since: Position,
         most_held: int,
+        room: Room,
         caught_up: Callable[[str], object],
         read_on: Callable[[], object],
     ) -> None:
@@ -83,6 +94,7 @@ class CatchUp:
         self._must_read = True  # the history goes on from there, or may do so
         self._lost_while_reading = False
         self._most_held = most_held
+        self._room = room
         self._missed: deque[Publication] = deque()
         self._held: deque[tuple[Position, Message]] = deque()
 
@@ -102,8 +114,12 @@ class CatchUp:
             return True
         if self.complete:
             return False
-        if len(self._held) >= self._most_held:
+        size = len(message.json)
+        if len(self._held) >= self._most_held or size > self._room.left:
             self.lost()
+            if size > self._room.left:  # others have it all; the history has this one
+                return True
+        self._room.left -= size
         self._held.append((position, message))
         if not self._must_read:
             self._end = position
@@ -111,7 +127,7 @@ class CatchUp:
 
     def lost(self) -> None:
         """What is held does not follow what came before it, or the history could not be read: it has to be read."""
-        self._held.clear()
+        self._drop_held()
         self._must_read = self._lost_while_reading = True
         if self.answered:
             self.read_on()
@@ -119,9 +135,14 @@ class CatchUp:
     def go_back(self, position: Position) -> None:
         """The history could not be read for a subscriber who was live, or catching up: it goes on behind `position`."""
         self.position = position
-        self._missed.clear()
+        self._drop_missed()
         self.answered = True
         self.lost()
+
+    def end(self) -> None:
+        """Nothing of it is wanted any more."""
+        self._drop_missed()
+        self._drop_held()
 
     def begin_read(self) -> Position:
         """The history after this position is being read; then comes `take`, or `lost`."""
@@ -133,6 +154,9 @@ class CatchUp:
         self._end = self.position if page.recovered else page.top
         for missed in page.publications:
             assert missed.position is not None  # it comes from a history
+            if self._missed and len(missed.payload) > self._room.left:
+                break  # the rest is read again
+            self._room.left -= len(missed.payload)
             self._end = missed.position
             self._missed.append(missed)
         gone = None
@@ -163,6 +187,7 @@ class CatchUp:
             return batch
         while self._held and (not batch or len(self._held[0][1].json) <= most_bytes):
             self.position, message = self._held.popleft()
+            self._room.left += len(message.json)
             batch.append(message)
             most_bytes -= len(message.json)
         return batch
@@ -170,22 +195,31 @@ class CatchUp:
     def _next_missed(self) -> tuple[bytes, str]:
         payload, position, _ = self._missed.popleft()
         assert position is not None  # it comes from a history
+        self._room.left += len(payload)
         self.position = position
         return payload, str(position)
+
+    def _drop_missed(self) -> None:
+        self._room.left += sum(len(payload) for payload, _, _ in self._missed)
+        self._missed.clear()
+
+    def _drop_held(self) -> None:
+        self._room.left += sum(len(message.json) for _, message in self._held)
+        self._held.clear()
 
     def _join(self) -> Position | None:
         """Drops what is held and was read; a position if what is left does not follow it."""
         held, end = self._held, self._end
         while held and self._was_read(held[0][0]):
-            held.popleft()
+            self._room.left += len(held.popleft()[1].json)
         if not held:
             return None
         self._end = held[-1][0]
         if held[0][0].epoch != end.epoch or held[0][0].offset == end.offset + 1:
             return None
         # The backplane has broken its word. Better a gap too many than one in silence.
-        self._missed.clear()
-        held.clear()
+        self._drop_missed()
+        self._drop_held()
         self.position = self._end
         return self.position
 
@@ -207,18 +241,20 @@ class RecoveringPeer(Protocol):
 class Recovery:
     """One client who is catching up, in any number of channels. `read(channel, since)` reads the history."""
 
-    __slots__ = ("_batch_bytes", "_peer", "_read", "_running", "catch_ups")
+    __slots__ = ("_batch_bytes", "_peer", "_read", "_running", "catch_ups", "room")
 
     def __init__(
         self,
         peer: RecoveringPeer,
         read: Callable[[str, Position], Page | Awaitable[Page]],
         batch_bytes: int,
+        most_bytes: int,
     ) -> None:
         self._peer = peer
         self._read = read
         self._batch_bytes = batch_bytes
         self.catch_ups: dict[str, CatchUp] = {}
+        self.room = Room(most_bytes)
         self._running = False
 
     def start(self, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:

@@ -391,10 +391,12 @@ class Session(Publisher):
         """From now on, what is published to the channel is held."""
         limits, exchange = self._realtime.limits, self._realtime.exchange
         if self._recovery is None:
-            self._recovery = Recovery(self.peer, exchange.read_missed, limits.recovery_reply_bytes)
-        most_held = limits.recovery_messages
-        catch_up = CatchUp(channel, since or _NOWHERE, most_held, self._end_catch_up, self._recover)
-        self._recovery.catch_ups[channel] = catch_up
+            self._recovery = Recovery(
+                self.peer, exchange.read_missed, limits.recovery_reply_bytes, limits.write_hard_bytes
+            )
+        recovery, most_held = self._recovery, limits.recovery_messages
+        catch_up = CatchUp(channel, since or _NOWHERE, most_held, recovery.room, self._end_catch_up, self._recover)
+        recovery.catch_ups[channel] = catch_up
         exchange.hold(channel, self.peer.sink, catch_up)
         return catch_up
 
@@ -405,7 +407,9 @@ class Session(Publisher):
     def _end_catch_up(self, channel: str) -> None:
         """From now on, what is published to the channel is sent at once."""
         recovery = self._recovery
-        if recovery is not None and recovery.catch_ups.pop(channel, None) is not None:
+        catch_up = None if recovery is None else recovery.catch_ups.pop(channel, None)
+        if recovery is not None and catch_up is not None:
+            catch_up.end()
             self._realtime.exchange.release(channel, self.peer.sink)
             if not recovery.catch_ups:
                 self._recovery = None

@@ -282,6 +282,7 @@ LIMITS = Limits(
     recovery_messages=4,
     recovery_reply_bytes=250,
     write_soft_bytes=400,
+    write_hard_bytes=900,
     history_channels=2,
     messages_per_second=None,
 )

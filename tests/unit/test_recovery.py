@@ -14,7 +14,7 @@ from street_fast.backplanes import History, Page, Position, Publication, Unavail
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.limits import Limits
 from street_fast.messages import publication
-from street_fast.recovery import CatchUp
+from street_fast.recovery import CatchUp, Room
 from tests.realtime_harness import world_fixture
 
 make = pytest.fixture(world_fixture)
@@ -46,7 +46,7 @@ def texts(*offsets, epoch="e"):
 class TestCatchUp:
     @pytest.fixture
     def catch_up(self):
-        return CatchUp("c", at(3), 4, lambda channel: None, lambda: None)
+        return CatchUp("c", at(3), 4, Room(1_000_000), lambda channel: None, lambda: None)
 
     def test_nothing_missed(self, catch_up):
         assert catch_up.wants_page
@@ -190,6 +190,100 @@ class TestCatchUp:
         catch_up.begin_read()
         catch_up.take(page(7, 8))
         assert positions(catch_up.next_batch(1_000)) == texts(7, 8)
+
+
+class TestRoom:
+    def catch_up(self, room, since=3):
+        return CatchUp("c", at(since), 100, room, lambda channel: None, lambda: None)
+
+    def test_what_is_held_beyond_it_is_read_from_the_history(self):
+        room = Room(500)
+        catch_up = self.catch_up(room)
+        catch_up.begin_read()
+        assert catch_up.take(page(4, 4)) is None
+        hold(catch_up, 5, 6, 7)
+        assert room.left < 500 - 3 * 100
+        hold(catch_up, 8, 9)  # the others are dropped for it
+        assert catch_up._must_read
+        assert positions(catch_up.next_batch(1_000)) == texts(4)
+        catch_up.begin_read()
+        assert catch_up.take(page(5, 9)) is None
+        assert positions(catch_up.next_batch(10_000)) == texts(5, 6, 7, 8, 9)
+        assert catch_up.complete
+        assert room.left == 500
+
+    def test_a_page_beyond_it_is_read_in_pieces(self):
+        room = Room(3)
+        catch_up = self.catch_up(room)
+        got = []
+        while not catch_up.complete:
+            since = catch_up.begin_read().offset
+            assert catch_up.take(page(since + 1, 9)) is None
+            got.append(positions(catch_up.next_batch(1_000)))
+        assert got == [texts(4, 5, 6), texts(7, 8, 9)]
+        assert room.left == 3
+
+    def test_it_is_one_for_all_channels(self):
+        room = Room(400)
+        first, second = self.catch_up(room), self.catch_up(room)
+        hold(first, 4, 5)
+        hold(second, 4, 5, 6)
+        assert room.left >= 0
+        for catch_up in (first, second):
+            catch_up.begin_read()
+            assert catch_up.take(page(4, 6)) is None
+            assert positions(catch_up.next_batch(10_000)) == texts(4, 5, 6)
+            assert catch_up.complete
+        assert room.left == 400
+
+    @pytest.mark.parametrize("ending", ["end", "lost", "go_back", "broken"])
+    def test_it_is_given_back(self, ending):
+        room = Room(10_000)
+        catch_up = self.catch_up(room)
+        catch_up.begin_read()
+        catch_up.take(page(4, 6, top=9))
+        hold(catch_up, 20)
+        if ending == "end":
+            catch_up.end()
+        elif ending == "go_back":
+            catch_up.go_back(at(2))
+        elif ending == "lost":
+            catch_up.lost()
+            catch_up.next_batch(1_000)
+        else:
+            catch_up.begin_read()
+            assert catch_up.take(page(7, 9)) == at(20)
+        assert room.left == 10_000
+
+
+async def test_what_waits_for_a_client_that_catches_up_is_bounded_over_all_its_channels(make):
+    limits = Limits(
+        write_soft_bytes=4_096, write_hard_bytes=20_000, recovery_reply_bytes=1_000, channel_messages_per_second=None
+    )
+    world = await make(limits=limits, history={"*": History(size=50)})
+    since, ada = {}, world.client("ada")
+    for number in range(10):
+        channel = f"c{number}"
+        since[channel] = str((await world.realtime.publish(channel, 0)).position)
+        world.realtime.publish(channel, "x" * 3_000)
+        await ada.say("subscribe", channel=channel, since=since[channel])
+    ada.stalled = True
+    ada.bytes_buffered = limits.write_soft_bytes + 1
+    for number in range(30):
+        for channel in since:
+            world.realtime.publish(channel, [number, "y" * 3_000])
+    catch_ups = ada.session._recovery.catch_ups.values()
+    kept = [len(one.payload) for catch_up in catch_ups for one in catch_up._missed]
+    kept += [len(message.json) for catch_up in catch_ups for _, message in catch_up._held]
+    assert 30_000 < sum(kept) < limits.write_hard_bytes + 10 * 3_200
+    got = {channel: [] for channel in since}
+    for _ in range(400):
+        ada.read()
+        await world.settle()
+        for message in ada.take_type("message"):
+            got[message["channel"]].append(message["position"])
+    for channel in since:
+        assert got[channel] == [message["position"] for message in await world.realtime.history(channel, 31)]
 
 
 async def test_a_client_that_reads_slowly_recovers_once_and_is_not_evicted(make):
