@@ -68,6 +68,9 @@ STOPPING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What a handler may raise to end more than itself. Everything else is its failure, also what is no Exception: a
 CancelledError that somebody else's future had, or what an extension written in Rust raises when it crashes."""
 
+_INBOX_LARGEST_EVENTS = 4
+"""So many of the largest events fill an inbox, however few they are."""
+
 _OWN_EVENTS = frozenset({"*", "close"})
 """Names that a client cannot use to reach the handlers of the same name."""
 
@@ -334,7 +337,10 @@ class StreetSocket(Intake):
         if inbox is None:
             inbox = self._inbox = deque()
         inbox.append(text)
-        if len(inbox) >= self._context.limits.inbox_messages and not self._full:
+        limits = self._context.limits
+        if not self._full and (
+            len(inbox) >= limits.inbox_messages or sum(map(len, inbox)) >= _INBOX_LARGEST_EVENTS * limits.event_bytes
+        ):
             self._full = True
             self._ws.pause_reading()
 

@@ -581,6 +581,30 @@ async def test_a_full_inbox_pauses_reading_until_it_is_drained() -> None:
     assert client.ws.buffered == 0
 
 
+async def test_an_inbox_is_full_of_few_large_events_too() -> None:
+    limits = Limits(event_bytes=10_000, messages_per_second=None, bytes_per_second=None)
+    client = Client(limits)
+    gate = asyncio.Event()
+    got: list[str] = []
+
+    async def slow(text: str) -> None:
+        await gate.wait()
+        got.append(text)
+
+    client.socket.on("x", slow)
+    for _ in range(5):
+        assert client.wire.reading
+        client.feed(client.frame("x", "x" * 9_900))
+    client.feed(client.frame("x", "y"))
+    assert client.wire.reading
+    client.feed(client.frame("x", "x" * 9_900))
+    assert not client.wire.reading
+    gate.set()
+    await settle()
+    assert len(got) == 7
+    assert client.wire.reading
+
+
 async def test_close_is_seen_behind_a_slow_handler_and_cancels_it() -> None:
     client = Client()
     seen: list[Any] = []
