@@ -32,6 +32,7 @@ from street_fast._core import LoopContext, fan_out, unix_time_ms
 from street_fast.errors import ConfigurationError, LimitExceeded
 from street_fast.limits import Limits, checked_limits
 from street_fast.messages import UNSET, Message, decode_data, encode
+from street_fast.missed import Missed
 from street_fast.presence import Difference, Presence, describe
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class ChannelHub:
         self._changed: dict[str, dict[str, None]] = {}  # who came or went since the last event, by channel
         self._presence_timer: Timer | None = None
         self._unaware: dict[str, set[object]] = {}  # sinks that are not told who is there, by channel
+        self._missed = Missed(self.limits)
         self._channels: dict[str, _Sinks] = {}
         self.has_channel: Callable[[str], bool] = self._channels.__contains__
         """Whether the channel has a connection. Asked for each publish: so no function stands before the dict."""
@@ -453,6 +455,7 @@ class ChannelHub:
         else:
             del sinks[subscriber.sink]
             del subscriber.channels[channel]
+            self._missed.forget(channel, subscriber.sink)
             self._set_aware(channel, subscriber.sink, True)
         changes = self._presence.leave(channel, member_id)
         if self.watcher is not None and not self._presence.connections(channel, member_id):
@@ -483,6 +486,7 @@ class ChannelHub:
         """Note whether a sink is told who is there."""
         if not aware:
             self._unaware.setdefault(channel, set()).add(sink)
+            self._missed.forget(channel, sink)
         elif self._unaware and channel in self._unaware:
             unaware = self._unaware[channel]
             unaware.discard(sink)
@@ -495,30 +499,49 @@ class ChannelHub:
             return
         if self._presence_interval_s is not None and change.type != "typing":
             self._changed.setdefault(channel, {})[change.data["memberId"]] = None
-            if self._presence_timer is None:
-                self._presence_timer = self.timers().schedule(self._presence_interval_s, self._tell_presence)
+            self._tell_presence_soon()
         elif len(sinks) > 1 or skip not in sinks:
             unaware = self._unaware.get(channel)
-            message = Message(change.type, channel, change.data, self.clock_ms())
-            self._send(sinks, message, skip if unaware is None else {*unaware, skip}, droppable=True)
+            skipped = skip if unaware is None else {*unaware, skip}
+            self._send(sinks, Message(change.type, channel, change.data, self.clock_ms()), skipped, droppable=True)
+            if self._presence_interval_s is not None:
+                self._missed.note(channel, sinks, skipped, typists=(change.data["memberId"],))
+                if self._missed:
+                    self._tell_presence_soon()
+
+    def _tell_presence_soon(self) -> None:
+        if self._presence_timer is None:
+            assert self._presence_interval_s is not None
+            self._presence_timer = self.timers().schedule(self._presence_interval_s, self._tell_presence)
 
     def _tell_presence(self, _: object) -> None:
         """Send the differences of the channels that have some; of many channels, some now and the rest in a moment."""
         self._presence_timer = None
+        for channel, sink, untold in self._missed.take():
+            for member_id in untold.typists:
+                typing = self._presence.is_typing(channel, member_id)
+                message = Message("typing", channel, {"memberId": member_id, "typing": typing}, self.clock_ms())
+                self._send((sink,), message, None, droppable=True)
+            if untold.members != {}:
+                self._send((sink,), self._difference(channel, untold.members), None, droppable=True)
         for channel in list(itertools.islice(self._changed, _CHANNELS_AT_ONCE)):
             changed = self._changed.pop(channel)
             sinks = self._channels[channel]
             if len(sinks) == 1 and changed.keys() <= set(*sinks.values()):
                 continue  # it is alone with itself
-            self._send(sinks, self._difference(channel, changed), self._unaware.get(channel), droppable=True)
+            unaware = self._unaware.get(channel)
+            self._send(sinks, self._difference(channel, changed), unaware, droppable=True)
+            self._missed.note(channel, sinks, unaware, members=changed)
         if self._changed:
             self._presence_timer = self.timers().schedule(0, self._tell_presence)
+        elif self._missed:
+            self._tell_presence_soon()
 
-    def _difference(self, channel: str, changed: Iterable[str]) -> Message:
-        """The ``presence`` event about those who came or went."""
+    def _difference(self, channel: str, changed: Iterable[str] | None) -> Message:
+        """The ``presence`` event about those who came or went; None: they are too many."""
         presence = self._presence
         count: dict[str, Any] = {"memberCount": presence.count(channel)}
-        if presence.count(channel) <= self.limits.presence_members:
+        if changed is not None and presence.count(channel) <= self.limits.presence_members:
             here = [member_id for member_id in changed if presence.is_present(channel, member_id)]
             joined = [describe(member_id, presence.info(channel, member_id)) for member_id in here]
             left = [{"memberId": member_id} for member_id in changed if not presence.is_present(channel, member_id)]
@@ -527,7 +550,7 @@ class ChannelHub:
                 return message
         return Message("presence", channel, count)
 
-    def _send(self, sinks: _Sinks, message: Message, skip: object, droppable: bool = False) -> None:
+    def _send(self, sinks: Iterable[object], message: Message, skip: object, droppable: bool = False) -> None:
         others = fan_out(sinks, message.frame, skip, droppable)
         if others:
             self.deliver_to(others, message, droppable)

@@ -153,7 +153,8 @@ class World:
 def is_empty(realtime: Realtime) -> bool:
     """Whether nothing is left of any client."""
     hub, exchange = realtime.hub, realtime.exchange
-    state: list[Any] = [hub._channels, hub._subscribers, hub._unaware, hub._changed, hub._presence._members]
+    state: list[Any] = [hub._channels, hub._subscribers, hub._unaware, hub._changed, hub._missed]
+    state += [hub._presence._members]
     state += [hub._presence._typing, hub._typing_timers, hub._deliveries]
     state += [exchange._catching_up, exchange._interests, exchange._tasks, exchange._places, exchange._gaps]
     state += [realtime._members]

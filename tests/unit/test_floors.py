@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
         "http_server",
         "jwks",
         "listening",
+        "missed",
         "presence",
         "rates",
         "refusals",

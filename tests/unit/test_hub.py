@@ -44,7 +44,7 @@ def events(conn):
 
 def is_empty(hub):
     state = (hub._channels, hub._subscribers, hub._typing_timers, hub._presence._members, hub._presence._typing)
-    return not any(state) and not (hub._deliveries or hub._changed or hub._unaware)
+    return not any(state) and not (hub._deliveries or hub._changed or hub._unaware or hub._missed)
 
 
 @pytest.fixture
@@ -595,6 +595,52 @@ class TestDifferences:
         assert 15 <= len(times) <= 30
         assert min(b - a for a, b in itertools.pairwise(times)) > 0.099
 
+    def test_who_did_not_read_is_told_when_it_does(self, hub, pass_time):
+        """Ben came as Ann went: her number of members is right, and would say nothing of it."""
+        slow, ann, other = FakeConnection(), FakeConnection(), FakeConnection()
+        slow.bytes_buffered = 0
+        hub.join("room", "slow", slow)
+        hub.join("room", "ann", ann)
+        hub.set_typing("room", "ann", True, ann)
+        pass_time()
+        slow.take()
+        slow.slow, slow.bytes_buffered = True, 100_000
+        hub.leave("room", "ann", ann)
+        hub.join("room", "ben", other)
+        hub.set_typing("room", "ben", True, other)
+        for _ in range(10):
+            pass_time()
+        hub.set_typing("room", "ben", False, other)
+        hub.set_typing("room", "ben", True, other)
+        pass_time()
+        assert slow.dropped > 0
+        assert slow.take() == []
+        slow.slow, slow.bytes_buffered = False, 0
+        pass_time()
+        data = {"joined": [{"memberId": "ben"}], "left": [{"memberId": "ann"}], "memberCount": 2}
+        typing = [("typing", {"memberId": "ann", "typing": False}), ("typing", {"memberId": "ben", "typing": True})]
+        assert events(slow) == [*typing, ("presence", data)]
+        pass_time()
+        assert events(slow) == []
+        slow.slow, slow.bytes_buffered = True, 100_000
+        for number in range(10):
+            hub.join("room", f"m{number}", other)
+            hub.leave("room", f"m{number}", other)
+            pass_time()
+        slow.slow, slow.bytes_buffered = False, 0
+        pass_time()
+        assert events(slow) == [("presence", {"memberCount": 2})]  # too many to say
+        slow.slow, slow.bytes_buffered = True, 100_000
+        hub.leave("room", "ben", other)
+        pass_time()
+        hub.join("room", "slow", slow, presence=False)
+        slow.slow, slow.bytes_buffered = False, 0
+        pass_time()
+        assert slow.take() == []  # it is not to be told any more
+        for conn in (slow, ann, other):
+            conn.simulate_close()
+        assert is_empty(hub)
+
     def test_a_list_that_is_taken_in_between_is_right_afterwards(self, hub, pass_time):
         """Whatever a client does with the difference on top of any list taken since the last one, it is right."""
         seed = random.randrange(2**32)
@@ -829,6 +875,42 @@ class TestWebSockets:
         pair.client.abort()
         pair.server.abort()
         await _turns(5)
+
+    async def test_a_slow_websocket_hears_later_how_it_is_by_then(self):
+        clock = ManualClock()
+        context = LoopContext(asyncio.get_running_loop(), clock)
+        hub = ChannelHub(wheel=context.wheel, presence_interval_s=0.1)
+        pair = memory_pair(context=context, socket_buffer_bytes=1_000)
+        slow, ann, ben = WebSocketPeer(pair.server), FakeConnection(), FakeConnection()
+        hub.join("room", "slow", slow)
+        hub.join("room", "ann", ann)
+        pair.client_transport.stall()
+        hub.publish("room", "chat", "x" * 100_000)
+        await _turns(3)
+        got = []
+        pair.client.on_message = lambda text: got.append(json.loads(text))
+
+        def pass_time():
+            clock.advance(0.2)
+            context.wheel.advance()
+
+        pass_time()
+        hub.leave("room", "ann", ann)
+        hub.join("room", "ben", ben)
+        pass_time()
+        pair.client_transport.unstall()
+        await _turns(300)
+        pass_time()
+        await _turns(5)
+        assert [message["type"] for message in got] == ["chat", "presence"]
+        assert [one["memberId"] for one in got[1]["data"]["joined"]] == ["slow", "ben"]
+        assert got[1]["data"]["left"] == [{"memberId": "ann"}]
+        pair.client.abort()
+        pair.server.abort()
+        await pair.server.wait_closed()
+        ann.simulate_close()
+        ben.simulate_close()
+        assert is_empty(hub)
 
 
 async def _turns(count):
