@@ -187,6 +187,8 @@ class Exchange(Outlet):
     def lost(self, channel: str | None) -> None:
         """Something was lost: who is catching up reads on in the history, and all others are told."""
         for name in self.hub.channel_names() if channel is None else [channel]:
+            if not self.hub.has_channel(name):
+                continue
             for catch_up in list(self._catching_up.get(name, {}).values()):
                 catch_up.lost()
             if self.history_of(name) is None:

@@ -256,6 +256,9 @@ class TestLost:
         }
         world.realtime.exchange.lost("elsewhere")
         assert ada.take() == []
+        await ada.say("unsubscribe", channel="kept")
+        world.realtime.exchange.lost("kept")
+        assert world.realtime.exchange.place_of("kept") is None
 
     @pytest.mark.parametrize("fails", [False, True])
     @pytest.mark.parametrize("later", [False, True])
