@@ -228,7 +228,7 @@ class Exchange(Outlet):
     def channel_opened(self, channel: str) -> None:
         """The channel has its first connection here."""
         try:
-            pending = self.backplane.subscribe(channel)
+            pending = self.backplane.subscribe(channel, self.history_of(channel))
         except Exception as error:
             self._cannot_hear(channel, error)
             return

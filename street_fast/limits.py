@@ -133,6 +133,25 @@ class Limits:
     publish_keys: int = 100_000
     """Keys known in one process; the oldest go first."""
 
+    # --- backplane ---
+    backplane_timeout_s: float = 5.0
+    """From a command to the answer of the broker; then the outcome is unknown, and the connection is made anew."""
+    backplane_probe_s: float = 5.0
+    """A probe goes through the bus after this silence; the bus is dead when it has not come back after as long again.
+    Centrifuge 30."""
+    backplane_pending_bytes: int = 67_108_864
+    """What may wait to go to the broker, and what may wait to be taken in from it: bytes each. NATS 64 MB."""
+    position_check_s: float = 25.0
+    """A node compares where it is in each subscribed channel with the history of the broker. Centrifugo 40."""
+    position_ttl_s: float = 604_800.0
+    """How long a broker remembers where a channel is that nobody publishes to. Centrifugo 30 days."""
+    node_beat_s: float = 4.0
+    """A node says that it lives. socket.io 5; Centrifuge 3."""
+    node_ttl_s: float = 12.0
+    """A node that has not said so for this long is dead, and its members have left. socket.io 10; Centrifuge 7."""
+    presence_refresh_s: float = 25.0
+    """A node writes the members that it has again, and reads those of others. Centrifugo 27."""
+
     # --- Server-Sent Events ---
     sse_ping_interval_s: float = 15.0
     """A comment on a stream that says nothing; proxies cut at 30 to 60 s. StreetJS 30."""
@@ -167,6 +186,7 @@ class Limits:
             ("write_soft_bytes", "write_hard_bytes"),
             ("request_line_bytes", "request_head_bytes"),
             ("event_bytes", "message_bytes"),
+            ("node_beat_s", "node_ttl_s"),
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ConfigurationError(

@@ -220,9 +220,9 @@ class Backplane(Protocol):
     ) -> Published | Awaitable[Published]:
         """Deliver `payload` to the sinks of all nodes that have subscribed to `channel`, and keep it if `history`.
 
-        A channel always comes with the same `history`, here and in `read`. When this is done the message is kept: a
-        `read` that begins after it knows it. Delivery may be earlier or later; within this node it does not need the
-        broker, unless there is a history or a key.
+        A channel always comes with the same `history`, here, in `subscribe` and in `read`. When this is done the
+        message is kept: a `read` that begins after it knows it. Delivery may be earlier or later; within this node it
+        does not need the broker, unless there is a history or a key.
 
         `key` makes it idempotent: of all publishes to `channel` with this key within ``Limits.publish_key_ttl_s`` of
         the first one, at once or one after the other, from any node, only the first does anything; the others get its
@@ -233,10 +233,11 @@ class Backplane(Protocol):
             OutcomeUnknown: perhaps it was; only with `history` or `key`.
         """
 
-    def subscribe(self, channel: str) -> Awaitable[None] | None:
+    def subscribe(self, channel: str, history: History | None = None) -> Awaitable[None] | None:
         """Deliver what is published to `channel`: when this is done, everything from then on. Twice is once.
 
-        The interest stands from the call until `unsubscribe`, whatever becomes of the awaitable.
+        The interest stands from the call until `unsubscribe`, whatever becomes of the awaitable. With the `history` of
+        the channel, what the bus has lost is read there; without, `lost` is called for it.
 
         Raises:
             Unavailable: other nodes are not heard yet. What this node publishes is delivered; the others follow when

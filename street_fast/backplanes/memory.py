@@ -153,7 +153,7 @@ class MemoryBackplane:
             self._deliver(channel, publication)
         return published
 
-    def subscribe(self, channel: str) -> None:
+    def subscribe(self, channel: str, history: History | None = None) -> None:
         """Deliver what is published to `channel` from now on."""
         self._started()
         self._subscribed.add(channel)

@@ -54,10 +54,10 @@ class BrokerBus:
         self.clock.advance(seconds)
         self.context.wheel.advance()
 
-    def cut(self, node: Backplane) -> None:
+    async def cut(self, node: Backplane) -> None:
         self.connected.remove(node)
 
-    def mend(self, node: Backplane) -> None:
+    async def mend(self, node: Backplane) -> None:
         node.connect()
 
     async def close(self) -> None:
@@ -174,7 +174,7 @@ class BrokerBackplane:
 
         return self._command(together, alone, OutcomeUnknown("no answer came"))
 
-    def subscribe(self, channel: str) -> asyncio.Future[None]:
+    def subscribe(self, channel: str, history: History | None = None) -> asyncio.Future[None]:
         future = self._command(lambda: self._begin(channel), self._unavailable, Unavailable("closed"))
         self._wanted.add(channel)
         return future

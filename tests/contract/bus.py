@@ -31,11 +31,11 @@ class Bus(Protocol):
     async def pass_time(self, seconds: float) -> None:
         """Let so much time pass, for what expires."""
 
-    def cut(self, node: Backplane) -> None:
-        """The node does not reach the broker any more; the others do."""
+    async def cut(self, node: Backplane) -> None:
+        """The node does not reach the broker any more, and knows it; the others do."""
 
-    def mend(self, node: Backplane) -> None:
-        """It does again."""
+    async def mend(self, node: Backplane) -> None:
+        """It does again, and knows it."""
 
     async def close(self) -> None:
         """The nodes are closed already."""
@@ -61,10 +61,10 @@ class MemoryBus:
         self._clock.advance(seconds)
         self._context.wheel.advance()
 
-    def cut(self, node: Backplane) -> None:
+    async def cut(self, node: Backplane) -> None:
         raise NotImplementedError
 
-    def mend(self, node: Backplane) -> None:
+    async def mend(self, node: Backplane) -> None:
         raise NotImplementedError
 
     async def close(self) -> None:

@@ -49,7 +49,7 @@ class TestDelivery:
     )
     @pytest.mark.parametrize("history", [None, HISTORY], ids=["live", "kept"])
     async def test_a_payload_is_opaque(self, bus, node, sink, payload, history):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", history))
         await done(node.publish("c", payload, history=history))
         await bus.settle()
         assert sink.payloads("c") == [payload]
@@ -68,13 +68,13 @@ class TestDelivery:
 
     async def test_the_others_are_not_delivered(self, bus, node, sink):
         await done(node.publish("c", b"before"))
-        await done(node.subscribe("d"))
+        await done(node.subscribe("d", HISTORY))
         await done(node.publish("c", b"kept", history=HISTORY))
         await bus.settle()
         assert sink.log == []
 
     async def test_subscribing_twice_is_once(self, bus, node, sink):
-        await asyncio.gather(done(node.subscribe("c")), done(node.subscribe("c")))
+        await asyncio.gather(done(node.subscribe("c", HISTORY)), done(node.subscribe("c", HISTORY)))
         await done(node.publish("c", b"1"))
         await done(node.publish("c", b"2", history=HISTORY))
         await bus.settle()
@@ -87,19 +87,19 @@ class TestDelivery:
     @pytest.mark.parametrize("history", [None, HISTORY], ids=["live", "kept"])
     async def test_nothing_comes_after_unsubscribe_and_all_after_subscribing_again(self, bus, node, sink, history):
         node.unsubscribe("c")
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", history))
         await done(node.publish("c", b"1", history=history))
         await bus.settle()
         node.unsubscribe("c")
         await done(node.publish("c", b"2", history=history))
         await bus.settle()
-        node.subscribe("c")
+        node.subscribe("c", history)
         node.unsubscribe("c")
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", history))
         await done(node.publish("c", b"3", history=history))
         await bus.settle()
         assert sink.payloads("c") == [b"1", b"3"]
-        node.subscribe("d")
+        node.subscribe("d", history)
         node.unsubscribe("d")
         await bus.settle()
         await done(node.publish("d", b"4", history=history))
@@ -107,16 +107,16 @@ class TestDelivery:
         assert sink.payloads("d") == []
 
     async def test_subscribing_again_loses_nothing_that_is_on_its_way(self, bus, node, sink):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", LONG))
         for payload in numbered(1, 50):
             node.publish("c", payload, history=LONG)
             await asyncio.sleep(0)
-            node.subscribe("c")
+            node.subscribe("c", LONG)
         await bus.settle()
         assert sink.payloads("c") == numbered(1, 50)
 
     async def test_nothing_is_called_within_the_turn_that_unsubscribes(self, bus, node, sink):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         results = [node.publish("c", payload, history=HISTORY) for payload in numbered(1, 9)]
         node.unsubscribe("c")
         count = len(sink.log)
@@ -127,13 +127,13 @@ class TestDelivery:
 
     @pytest.mark.parametrize("history", [None, LONG], ids=["live", "kept"])
     async def test_the_order_is_that_of_the_calls(self, bus, node, sink, history):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", history))
         await publish_all(node, "c", numbered(1, 100), history=history)
         await bus.settle()
         assert sink.payloads("c") == numbered(1, 100)
 
     async def test_skip_is_handed_on(self, bus, node, sink):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         await done(node.publish("c", b"1", skip="conn-1"))
         await done(node.publish("c", b"2", skip="conn-2", history=HISTORY))
         await bus.settle()
@@ -154,8 +154,8 @@ class TestDelivery:
             inside.pop()
 
         sink.react = react
-        await done(node.subscribe("c"))
-        await done(node.subscribe("d"))
+        await done(node.subscribe("c", history))
+        await done(node.subscribe("d", history))
         await done(node.publish("c", b"1", history=history))
         await bus.settle()
         assert sink.payloads("c") == [b"1", b"1x", b"1xx"]
@@ -166,14 +166,14 @@ class TestDelivery:
             raise ValueError("a bug of the application")
 
         sink.react = react
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         positions = await publish_all(node, "c", numbered(1, 5), history=HISTORY)
         await bus.settle()
         assert [publication.position for publication in sink.publications("c")] == positions
         assert sink.losses == []
 
     async def test_what_nobody_awaits_happens_all_the_same(self, bus, node, sink):
-        node.subscribe("c")
+        node.subscribe("c", HISTORY)
         node.publish("c", b"1")
         node.publish("c", b"2", history=HISTORY)
         result = node.publish("c", b"3", history=HISTORY)
@@ -188,7 +188,7 @@ class TestDelivery:
 
 class TestHistory:
     async def test_offsets_count_from_one_in_one_epoch_each_with_its_own_tag(self, bus, node, sink):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         positions = await publish_all(node, "c", numbered(1, 8), history=HISTORY)
         await bus.settle()
         assert [position.offset for position in positions] == list(range(1, 9))
@@ -269,7 +269,7 @@ class TestHistory:
                 assert page.publications == []
 
     async def test_messages_end_and_the_position_of_the_last_one_stays(self, bus, node, sink):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         old = await publish_all(node, "c", numbered(1, 3), history=HISTORY)
         await bus.pass_time(1.2)
         page = await done(node.read("c", HISTORY, since=None, limit=100))
@@ -332,7 +332,7 @@ class TestReadingWhilePublishing:
             await turns(dice.randrange(20))
             since = dice.choice(positions)
             first = len(sink.log)
-            await done(node.subscribe("c"))
+            await done(node.subscribe("c", LONG))
             await turns(dice.randrange(5))
             page = await read_on(node, "c", LONG, since, limit=dice.choice([7, 50, 1_000]))
             await turns(dice.randrange(20))
@@ -366,7 +366,7 @@ class TestReadingWhilePublishing:
 class TestKeys:
     @pytest.mark.parametrize("history", [None, HISTORY], ids=["live", "kept"])
     async def test_a_key_that_comes_again_gets_the_answer_of_the_first(self, bus, node, sink, history):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", history))
         first = await done(node.publish("c", b"first", history=history, key="k"))
         assert not first.duplicate
         for _ in range(3):
@@ -393,7 +393,7 @@ class TestKeys:
         nodes = [node]
         if bus.several_nodes:
             nodes += [(await new_node())[0] for _ in range(2)]
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", history))
         results = await asyncio.gather(
             *(done(nodes[n % len(nodes)].publish("c", b"%d" % n, history=history, key="k")) for n in range(20))
         )
@@ -403,7 +403,7 @@ class TestKeys:
         assert sink.payloads("c") == [b"%d" % first]
 
     async def test_a_key_is_forgotten_after_its_time(self, bus, node, sink):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", LONG))
         first = await done(node.publish("c", b"1", history=LONG, key="k"))
         await bus.pass_time(0.5)
         assert (await done(node.publish("c", b"2", history=LONG, key="k"))).duplicate
@@ -429,7 +429,7 @@ class TestLife:
         for call in (
             lambda: node.publish("c", b"x"),
             lambda: node.publish("c", b"x", history=HISTORY, key="k"),
-            lambda: node.subscribe("c"),
+            lambda: node.subscribe("c", HISTORY),
             lambda: node.read("c", HISTORY, since=None, limit=1),
         ):
             with pytest.raises(Unavailable):
@@ -452,7 +452,7 @@ class TestLife:
         assert node.health().ok
 
     async def test_after_close_the_sink_is_not_called(self, bus, node, sink, new_node):
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         results = [node.publish("c", payload, history=HISTORY) for payload in numbered(1, 9)]
         await node.close()
         count = len(sink.log)
@@ -469,7 +469,7 @@ class TestLife:
         tasks = asyncio.all_tasks()
         node = bus.node()
         await node.start(Recorder())
-        await done(node.subscribe("c"))
+        await done(node.subscribe("c", HISTORY))
         await done(node.publish("d", b"x", history=HISTORY, key="k"))
         await node.close()
         await node.close()
@@ -493,8 +493,8 @@ class TestSeveralNodes:
     @pytest.mark.parametrize("history", [None, LONG], ids=["live", "kept"])
     async def test_all_who_subscribed_get_it(self, bus, new_node, history):
         (a, sink_a), (b, sink_b), (_, sink_c) = [await new_node() for _ in range(3)]
-        await done(a.subscribe("c"))
-        await done(b.subscribe("c"))
+        await done(a.subscribe("c", history))
+        await done(b.subscribe("c", history))
         await done(a.publish("c", b"1", history=history, skip="conn"))
         await bus.settle()
         assert sink_a.log == sink_b.log
@@ -510,7 +510,7 @@ class TestSeveralNodes:
     async def test_all_see_the_same_order_once(self, bus, new_node):
         nodes = [await new_node() for _ in range(3)]
         for node, _ in nodes:
-            await done(node.subscribe("c"))
+            await done(node.subscribe("c", LONG))
 
         async def publish(name, node):
             for number in range(60):
@@ -580,7 +580,7 @@ class TestSeveralNodes:
         (a, sink_a), (b, _) = await new_node(), await new_node()
         await done(a.subscribe("c"))
         await done(b.subscribe("c"))
-        bus.cut(a)
+        await bus.cut(a)
         await done(a.publish("c", b"here"))
         await bus.settle()
         assert not a.health().ok
@@ -599,7 +599,7 @@ class TestSeveralNodes:
         await done(a.publish("d", b"there"))
         await bus.settle()
         assert sink_a.payloads("d") == [b"there"]
-        bus.mend(a)
+        await bus.mend(a)
         await bus.settle()
         assert a.health().ok
         assert sink_a.losses in (["d"], [None])
@@ -612,18 +612,18 @@ class TestSeveralNodes:
         b.join("c", "bob", None)
         b.join("c", "eve", None)
         for node in (a, b):
-            await done(node.subscribe("c"))
-            await done(node.subscribe("short"))
+            await done(node.subscribe("c", LONG))
+            await done(node.subscribe("short", HISTORY))
         await publish_all(b, "c", numbered(1, 3), history=LONG)
         await publish_all(b, "short", numbered(1, 3), history=HISTORY)
         await bus.settle()
-        bus.cut(a)
+        await bus.cut(a)
         a.join("c", "ann", None)
         b.leave("c", "bob")
         await publish_all(b, "c", numbered(4, 20), history=LONG)
         await publish_all(b, "short", numbered(4, 20), history=HISTORY)
         await bus.settle()
-        bus.mend(a)
+        await bus.mend(a)
         await bus.settle()
         assert sink_a.payloads("c") == numbered(1, 20)
         check_contiguous([publication.position for publication in sink_a.publications("c")])
@@ -644,16 +644,16 @@ class TestSeveralNodes:
         """Cut at every moment of a publish: afterwards the message is there, once."""
         a, _ = await new_node()
         b, sink_b = await new_node()
-        await done(b.subscribe("c"))
+        await done(b.subscribe("c", LONG))
         for turns in range(40):
             key = f"k{turns}"
             result = asyncio.ensure_future(done(a.publish("c", key.encode(), history=LONG, key=key)))
             for _ in range(turns % 10):
                 await asyncio.sleep(0)
-            bus.cut(a)
+            await bus.cut(a)
             with contextlib.suppress(Unavailable, OutcomeUnknown):
                 await result
-            bus.mend(a)
+            await bus.mend(a)
             await done(a.publish("c", key.encode(), history=LONG, key=key))
         await bus.settle()
         assert sink_b.payloads("c") == [b"k%d" % turns for turns in range(40)]

@@ -226,7 +226,7 @@ class Machine:
     async def go_away(self, client, channel):
         if self.bus is not None:
             change = self.bus.mend if self.away else self.bus.cut
-            change(self.world.realtime.exchange.backplane)
+            await change(self.world.realtime.exchange.backplane)
             self.away = not self.away
 
     async def take_out(self, client, channel):

@@ -71,9 +71,9 @@ class Noted(MemoryBackplane):
         self.error = None
         self.pending = None
 
-    def subscribe(self, channel):
+    def subscribe(self, channel, history=None):
         self.told.append(("subscribe", channel))
-        super().subscribe(channel)
+        super().subscribe(channel, history)
         if self.error is not None:
             raise self.error
         return self.pending

@@ -34,7 +34,7 @@ def test_a_value_without_sense_is_refused_by_name(name: str, value: object) -> N
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_the_largest_value_is_taken(name: str) -> None:
-    parts = {"write_soft_bytes": 1, "request_line_bytes": 1, "event_bytes": 1}
+    parts = {"write_soft_bytes": 1, "request_line_bytes": 1, "event_bytes": 1, "node_beat_s": 1}
     most = MOST_SECONDS if name.endswith("_s") else 2**31 - 1
     wholes = {"write_hard_bytes": most, "request_head_bytes": most, "message_bytes": most}
     assert getattr(Limits(**{**parts, **wholes, name: most}), name) == most  # type: ignore[arg-type]
@@ -63,6 +63,7 @@ def test_what_is_counted_is_a_whole_number() -> None:
         ("write_soft_bytes", "write_hard_bytes"),
         ("request_line_bytes", "request_head_bytes"),
         ("event_bytes", "message_bytes"),
+        ("node_beat_s", "node_ttl_s"),
     ],
 )
 def test_a_part_is_not_larger_than_the_whole(low: str, high: str) -> None:

@@ -108,9 +108,15 @@ EXTRAS = {
 }
 EVERYWHERE = {distribution_name(r) for r in PROJECT["dependencies"]} | set(sys.stdlib_module_names) | {"street_fast"}
 NEWER_STDLIB = {"annotationlib", "tomllib"}
-DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt", "socketio": "python-socketio"}
+DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt", "nats": "nats-py", "socketio": "python-socketio"}
 """What installs a module that has another name; the extra `crypto` of PyJWT is cryptography."""
-EXTRA_OF = {"jwt_keys": "jwt"}
+EXTRA_OF = {
+    "jwt_keys": "jwt",
+    "nats": "nats",
+    "operations": "metrics",
+    "redis": "redis",
+    "redis_links": "redis",
+}
 """The modules of the package that import what an extra installs, and those of `integrations` by their own name."""
 
 
@@ -133,7 +139,11 @@ def test_every_import_of_the_package_is_a_dependency():
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("tests", ["dev", "uvicorn", "aiohttp", "jwt"]), ("bench", ["bench", "aiohttp"])]
+    ("folder", "extras"),
+    [
+        ("tests", ["dev", "uvicorn", "aiohttp", "jwt", "redis", "nats", "metrics"]),
+        ("bench", ["bench", "aiohttp", "redis", "nats"]),
+    ],
 )
 def test_every_import_of_the_tests_and_the_bench_is_in_their_extra(folder, extras):
     paths = sorted((ROOT / folder).rglob("*.py"))
