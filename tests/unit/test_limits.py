@@ -36,7 +36,7 @@ def test_a_value_without_sense_is_refused_by_name(name: str, value: object) -> N
 def test_the_largest_value_is_taken(name: str) -> None:
     parts = {"write_soft_bytes": 1, "request_line_bytes": 1, "event_bytes": 1, "node_beat_s": 1}
     most = MOST_SECONDS if name.endswith("_s") else 2**31 - 1
-    wholes = {"write_hard_bytes": most, "request_head_bytes": most, "message_bytes": most}
+    wholes = {"write_hard_bytes": most, "request_head_bytes": most, "message_bytes": most, "node_ttl_s": MOST_SECONDS}
     assert getattr(Limits(**{**parts, **wholes, name: most}), name) == most  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=rf"Limits\.{name}={most + 1}: must be above 0 and at most {most}"):
         Limits(**{**parts, **wholes, name: most + 1})  # type: ignore[arg-type]
