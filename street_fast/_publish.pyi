@@ -3,7 +3,8 @@ from typing import Any
 
 from street_fast.backplanes import Backplane, History, Published
 from street_fast.hub import ChannelHub
-from street_fast.messages import Envelope
+from street_fast.messages import Envelope, Message
+from street_fast.metrics import Histogram
 
 __all__ = ["Outlet", "Publisher"]
 
@@ -21,6 +22,8 @@ class Outlet:
     @property
     def backplane(self) -> Backplane: ...
     @property
+    def fan_out_s(self) -> Histogram: ...
+    @property
     def hub(self) -> ChannelHub: ...
     @property
     def rate_limited(self) -> int: ...
@@ -30,6 +33,7 @@ class Outlet:
     def end(self) -> None: ...
     def take_from_rate(self, channel: str) -> bool: ...
     def publish(self, channel: str, json: bytes, key: str | None) -> Published | Awaitable[Published]: ...
+    def send(self, channel: str, message: Message, skip: object) -> None: ...
 
 class Publisher:
     member: Any

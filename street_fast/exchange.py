@@ -174,7 +174,7 @@ class Exchange(Outlet):
             self._places[channel] = position
         skip = None if skip_id is None else self.hub.sink_of(skip_id)
         if behind is None or position is None:
-            self.hub.deliver(channel, message, skip)
+            self.send(channel, message, skip)
             return
         skipped = {skip}
         for sink, catch_up in list(behind.items()):
@@ -182,7 +182,7 @@ class Exchange(Outlet):
                 skipped.add(sink)
             else:
                 catch_up.caught_up(channel)
-        self.hub.deliver(channel, message, skipped)
+        self.send(channel, message, skipped)
 
     def lost(self, channel: str | None) -> None:
         """Something was lost: who is catching up reads on in the history, and all others are told."""

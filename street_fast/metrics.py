@@ -1,12 +1,15 @@
-"""Plain counters: integers that only grow, added to where the thing happens.
+"""Plain numbers that only grow, added to where the thing happens.
 
 `Counters` counts what the WebSocket server decides; bytes, frames and drops are counted by the loop context
-(``LoopContext.stats()``). Nothing here knows a clock, a label or an exporter.
+(``LoopContext.stats()``). A `Histogram` counts how long something took. Nothing here knows a clock, a label or an
+exporter.
 """
 
 from __future__ import annotations
 
-__all__ = ["Counters"]
+from bisect import bisect_left
+
+__all__ = ["Counters", "Histogram"]
 
 
 class Counters:
@@ -41,3 +44,24 @@ class Counters:
     def as_dict(self) -> dict[str, int]:
         """All counters by name."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Histogram:
+    """How many values were how large. `bounds`, ascending, are the upper ends of the buckets, ends included; one more
+    bucket has what is above the last."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def as_dict(self) -> dict[str, float | list[float] | list[int]]:
+        """``bounds``, ``counts`` (of each bucket by itself) and ``sum``, as copies."""
+        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}

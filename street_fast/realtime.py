@@ -176,7 +176,9 @@ class Realtime:
         """What can be measured: ``"realtime"``, ``"sse"``: the event streams, and what the server's `stats` tells."""
         told = {
             "sessions": self._session_count,
-            "channels": len(self.hub.channel_names()),
+            "members": len(self._members),
+            "channels": len(self.hub.sinks),
+            "subscriptions": sum(map(len, self.hub.sinks.values())),
             "catching_up": self.exchange.catching_up,
             "published": self.exchange.delivered,
             "forbidden": self.forbidden,
@@ -630,7 +632,7 @@ def _check_backplane(backplane: object) -> None:
             f"backplane={backplane!r}: this version has no backplane for redis:// or nats:// addresses; without one a "
             f"Realtime serves the clients of its own process"
         )
-    methods = ("start", "close", "publish", "subscribe", "unsubscribe", "read", "join", "leave", "health")
+    methods = ("start", "close", "publish", "signal", "subscribe", "unsubscribe", "read", "join", "leave", "health")
     missing = [name for name in methods if not callable(getattr(backplane, name, None))]
     if backplane is not None and missing:
         raise ConfigurationError(f"backplane={backplane!r}: must be a Backplane; it has no {', '.join(missing)}")

@@ -136,6 +136,7 @@ class StreetWebSocketServer:
         self._bare: dict[_CountedWebSocket, asyncio.Task[None] | None] = {}
         self._turned_away: set[_CountedWebSocket] = set()
         self._authenticating: set[asyncio.Task[None]] = set()
+        self._closed_by_code: dict[str, int] = {}
         self._warned = False
         self._warned_of_origin = False
         self._draining: asyncio.Task[None] | None = None
@@ -165,11 +166,12 @@ class StreetWebSocketServer:
         return self._draining is not None
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """What can be measured: ``"server"`` counts handshakes, events and errors of this server, ``"loop"`` the
+        """What can be measured: ``"server"`` counts handshakes, events and errors of this server, ``"closed"`` the
+        connections that have ended by their close code (those of `CloseCode`, and ``"other"``), ``"loop"`` the
         connections, messages, bytes, drops and slow consumers of the whole event loop, and how late the loop is
         (``loop_lag_ms``, ``worst_loop_lag_ms``). ``"loop"`` is empty before the first client."""
         loop = {} if self._context is None else self._context.loop_context.stats()
-        return {"server": self.counters.as_dict(), "loop": loop}
+        return {"server": self.counters.as_dict(), "closed": self._closed_by_code.copy(), "loop": loop}
 
     @property
     def port(self) -> int:
@@ -504,14 +506,22 @@ class StreetWebSocketServer:
 
     def _forget(self, socket: StreetSocket) -> None:
         del self._sockets[socket.sink]
+        self._count_end(socket.sink)
         self._look_whether_all_are_gone()
 
     def _forget_bare(self, ws: _CountedWebSocket) -> None:
         self._turned_away.discard(ws)
+        if ws in self._bare:
+            self._count_end(ws)
         task = self._bare.pop(ws, None)
         if task is not None:
             task.get_loop().call_soon(task.cancel)
         self._look_whether_all_are_gone()
+
+    def _count_end(self, ws: WebSocket) -> None:
+        code = ws.close_code
+        name = str(code) if code in _KNOWN_CODES else "other"  # clients may send any, and these are kept for good
+        self._closed_by_code[name] = self._closed_by_code.get(name, 0) + 1
 
     def _look_whether_all_are_gone(self) -> None:
         if self._all_gone is not None and not (self._sockets or self._bare or self._turned_away):
@@ -578,6 +588,7 @@ class StreetWebSocketServer:
                 await asyncio.wait(late, timeout=_ABORT_S)
 
 
+_KNOWN_CODES = frozenset(int(code) for code in CloseCode)
 _ABORT_S = 1.0
 """What an aborted connection or a cancelled task gets to come to its end; both need one turn of the loop."""
 

@@ -457,6 +457,8 @@ class SseStream:
             size += len(event)
             batch.append(event)
         self._queued -= size
+        if self._context is not None:
+            self._context.sent(sum(part.endswith(b"\n\n") for part in batch), size)
         return batch
 
     def _wake_consumer(self) -> None:

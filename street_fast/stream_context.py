@@ -30,9 +30,11 @@ class StreamContext:
     """One for each event loop; see above."""
 
     __slots__ = (
+        "_bytes_out",
         "_dirty",
         "_dropped",
         "_ended",
+        "_events_out",
         "_opened",
         "_round",
         "_scheduled",
@@ -47,6 +49,8 @@ class StreamContext:
         self._scheduled = False
         self._opened = 0
         self._ended = 0
+        self._events_out = 0
+        self._bytes_out = 0
         self._dropped = 0
         self._slow = 0
         self._waiting: dict[SseStream, None] = {}
@@ -64,11 +68,13 @@ class StreamContext:
         return known
 
     def stats(self) -> dict[str, int]:
-        """Open streams, streams opened since the start, bytes that wait for slow clients, droppable events that were
-        dropped, and slow consumers that were closed."""
+        """Open streams, streams opened since the start, events (pings too) and bytes given to their clients, bytes that
+        wait for slow ones, droppable events that were dropped, and slow consumers that were closed."""
         return {
             "streams": self._opened - self._ended,
             "streams_opened": self._opened,
+            "events_out": self._events_out,
+            "bytes_out": self._bytes_out,
             "bytes_waiting": sum(stream.bytes_buffered for stream in self._waiting),
             "events_dropped": self._dropped,
             "slow_consumers": self._slow,
@@ -85,6 +91,11 @@ class StreamContext:
         if self._round is not None and not self._waiting:
             self._round.cancel()
             self._round = None
+
+    def sent(self, events: int, size_bytes: int) -> None:
+        """A client was given this much."""
+        self._events_out += events
+        self._bytes_out += size_bytes
 
     def dropped(self) -> None:
         """A droppable event was dropped."""

@@ -15,7 +15,7 @@ import pytest
 from street_fast.auth import Member
 from street_fast.backplanes import History, Published
 from street_fast.hub import ChannelHub
-from street_fast.messages import decode, publication
+from street_fast.messages import decode, publication, publication_payload
 from street_fast.testing import FakeConnection, ManualClock
 from tests.frames_harness import IMPLEMENTATIONS
 
@@ -236,3 +236,20 @@ def test_both_ways_say_the_same(module, seed):
 
 def test_it_has_no_dict(module):
     assert not hasattr(module.Publisher(None, None, Client(module).outlet), "__dict__")
+
+
+def test_one_of_seventeen_deliveries_is_measured_whichever_way_it_takes(module):
+    client = Client(module)
+    outlet = client.outlet
+    client.join("c")
+    for _ in range(2 * 17 + 16):
+        client.say(channel="c", data=1)
+    assert sum(outlet.fan_out_s.counts) == 2
+    for _ in range(17):
+        outlet.delivered += 1
+        outlet.send(
+            "c", publication("c", publication_payload(b'{"type":"message","channel":"c","data":1}'), None), None
+        )
+    assert sum(outlet.fan_out_s.counts) == 3
+    assert outlet.fan_out_s.sum > 0
+    assert len(client.reader.messages) == 2 * 17 + 16 + 17

@@ -163,6 +163,14 @@ class TestOptions:
             }
         assert realtime.stats()["server"]["connections_opened"] == 1
 
+    async def test_it_counts_who_is_where(self, begin):
+        realtime = await begin()
+        async with memory_client(realtime.server) as client, memory_client(realtime.server) as other:
+            for one, channel in ((client, "a"), (client, "b"), (other, "a")):
+                await ask(one, "subscribe", channel=channel)
+            told = realtime.stats()["realtime"]
+            assert [told[name] for name in ("sessions", "members", "channels", "subscriptions")] == [2, 2, 2, 3]
+
     async def test_no_heartbeat(self, begin):
         realtime = await begin(limits=Limits(ping_interval_s=None, shutdown_timeout_s=2))
         async with memory_client(realtime.server) as client:
@@ -653,7 +661,9 @@ class TestQuestions:
         await ada.say("subscribe", channel="user:ben")
         assert world.realtime.stats()["realtime"] == {
             "sessions": 1,
+            "members": 1,
             "channels": 1,
+            "subscriptions": 1,
             "catching_up": 0,
             "published": 1,
             "forbidden": 1,

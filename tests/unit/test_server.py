@@ -196,6 +196,16 @@ async def test_connection_handler_that_raises(serve: Any, as_coroutine: bool, ca
     assert server.counters.handler_errors == 1
 
 
+async def test_ends_are_counted_by_their_code(serve: Any) -> None:
+    server = await serve()
+    server.attach_protocol(server._http, "bare", lambda ws, request: None)
+    for code, subprotocols in ((1000, None), (1000, ["bare"]), (4321, None), (4322, ["bare"]), (1001, None)):
+        async with client(server, subprotocols=subprotocols) as ws:
+            await ws.close(code)
+    await until(lambda: server.connection_count == 0)
+    assert server.stats()["closed"] == {"1000": 2, "1001": 1, "other": 2}
+
+
 async def test_broadcast(serve: Any) -> None:
     server = await serve()
     assert server.broadcast("x") == 0

@@ -210,6 +210,8 @@ async def test_a_stream_from_head_to_end():
     assert bench.stats == {
         "streams": 0,
         "streams_opened": 1,
+        "events_out": 4,
+        "bytes_out": len(bench.wire.taken),
         "bytes_waiting": 0,
         "events_dropped": 0,
         "slow_consumers": 0,
