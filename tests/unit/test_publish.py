@@ -245,6 +245,7 @@ def test_one_of_seventeen_deliveries_is_measured_whichever_way_it_takes(module):
     for _ in range(2 * 17 + 16):
         client.say(channel="c", data=1)
     assert sum(outlet.fan_out_s.counts) == 2
+    json = b'{"type":"message","channel":"c","data":1}'
     for _ in range(17):
         outlet.delivered += 1
         outlet.send(
