@@ -17,11 +17,13 @@ import re
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from street_fast._core import LoopContext
 from street_fast.backplanes import History, Page, Position, Publication, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
-from street_fast.messages import gap_message, publication
+from street_fast.messages import Typist, decode_data, decode_typist, gap_message, is_publication, publication, write
 from street_fast.publishing import Outlet
 
 if TYPE_CHECKING:
@@ -92,6 +94,9 @@ class Exchange(Outlet):
         self._most_missed = limits.recovery_messages
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
+        self._is_checked = False  # whether what is delivered may come from anybody who reaches a broker
+        self.refused = 0
+        """What other nodes sent and is not what a Realtime sends."""
         self._gaps: dict[str, asyncio.Task[None]] = {}  # of channels that are about to be told of one
         self._interests: dict[str, asyncio.Future[None]] = {}  # of channels that the backplane is about to hear
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -107,7 +112,9 @@ class Exchange(Outlet):
     async def start(self) -> None:
         """Begins with the backplane."""
         await self.backplane.start(self)
-        self.begin(LoopContext.of().time, type(self.backplane) is MemoryBackplane)
+        is_alone = type(self.backplane) is MemoryBackplane
+        self._is_checked = not is_alone
+        self.begin(LoopContext.of().time, is_alone)
 
     async def close(self) -> None:
         """Ends what runs here, and the backplane."""
@@ -165,6 +172,9 @@ class Exchange(Outlet):
         """Something was published."""
         self.delivered += 1
         payload, position, skip_id = published
+        if self._is_checked and not is_publication(payload, channel):
+            self._not_ours(channel, "a message")
+            return
         if position is None:
             message, behind = publication(channel, payload, None), None
         else:
@@ -221,7 +231,21 @@ class Exchange(Outlet):
 
     def members_changed(self, channel: str, joined: list[tuple[str, bytes | None]], left: list[str]) -> None:
         """Members of other nodes came or went."""
+        for member_id, info in joined:
+            try:
+                self.hub.check_member(member_id, None if info is None else decode_data(msgspec.Raw(info)))
+            except ValueError as error:
+                self._not_ours(channel, str(error))
+                joined = [one for one in joined if one[0] != member_id]
         self.hub.members_changed(channel, joined, left)
+
+    def signalled(self, channel: str, payload: bytes) -> None:
+        """A member types on another node, or has stopped."""
+        try:
+            typist = decode_typist(payload)
+            self.hub.set_typing_elsewhere(channel, typist.member_id, typist.typing)
+        except ValueError as error:
+            self._not_ours(channel, str(error))
 
     # --- what the hub says ---
 
@@ -263,7 +287,15 @@ class Exchange(Outlet):
         """A member has left this node."""
         self.backplane.leave(channel, member_id)
 
+    def typing_set(self, channel: str, member_id: str, typing: bool) -> None:
+        """A member types on this node, still types, or has stopped."""
+        self.backplane.signal(channel, write(Typist(member_id, typing)))
+
     # --- inside ---
+
+    def _not_ours(self, channel: str, what: str) -> None:
+        self.refused += 1
+        logger.warning("channel %r: what came over the backplane is not from a Realtime: %s", channel, what)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

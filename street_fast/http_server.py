@@ -143,17 +143,21 @@ class HttpServer:
         port: int = 3000,
         *,
         uds: str | os.PathLike[str] | None = None,
+        sock: socket.socket | None = None,
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
         backlog: int = 1024,
     ) -> None:
-        """Accept connections on `host` and `port` (0: any free one, see `port`), or on the Unix socket `uds`.
+        """Accept connections on `host` and `port` (0: any free one, see `port`), on the Unix socket `uds`, or on `sock`.
 
         `host` None means every interface. May be called more than once. The file of a Unix socket on which nobody
-        listens any more is replaced, and goes away with the server. Raises ListenError with one sentence if the
-        address cannot be had, ConfigurationError for an address or an `ssl` that is none.
+        listens any more is replaced, and goes away with the server. `sock` is bound already, by somebody who has
+        others for the same address or gives it to several processes; it is closed here, and its file stays. Raises
+        ListenError with one sentence if the address cannot be had, ConfigurationError for an address or an `ssl` that
+        is none.
         """
         self._check_open()
+        _check_socket(sock)
         path = _check_address(host, port, uds)
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise ConfigurationError(f"listen(ssl={ssl!r}): must be an ssl.SSLContext with the certificate, or None")
@@ -172,11 +176,18 @@ class HttpServer:
 
         self.accepting = True  # asyncio may accept before create_server() has returned
         try:
-            if path is not None:
+            if sock is None and path is not None:
                 sock = bind_unix(path)
                 if not path.startswith("\0"):
                     self._unix_sockets.append((path, os.stat(path)))
-                listener: asyncio.AbstractServer = await loop.create_unix_server(accept, sock=sock, **options)
+            if sock is not None:
+                sock.setblocking(False)
+                if sys.platform != "win32" and sock.family == socket.AF_UNIX:
+                    if sys.version_info >= (3, 13):
+                        options["cleanup_socket"] = False  # that is our business, if it is
+                    listener: asyncio.AbstractServer = await loop.create_unix_server(accept, sock=sock, **options)
+                else:
+                    listener = await loop.create_server(accept, sock=sock, **options)
             else:
                 if reuse_port:
                     options["reuse_port"] = True
@@ -226,6 +237,12 @@ class HttpServer:
 
     def stop_accepting(self) -> None:
         """Close the listening sockets, and the connections without a request. Requests in progress are answered."""
+        self._stop_listening()
+        self._expecting = False
+        for connection in list(self._connections):
+            connection.close_if_idle()
+
+    def _stop_listening(self) -> None:
         self.accepting = False
         for listener in self._listeners:
             listener.close()
@@ -233,8 +250,19 @@ class HttpServer:
         for path, made in self._unix_sockets:
             remove_unix(path, made)
         self._unix_sockets.clear()
-        for connection in list(self._connections):
-            connection.close_if_idle()
+
+    async def hand_over(self, grace_s: float = 1.0) -> None:
+        """Stop listening where others go on accepting; what `close` does not: let in those who are on their way.
+
+        A connection that was accepted last has not said yet what it wants, and its client would take it for a refusal
+        if it were closed. Returns when there is none of those any more, after `grace_s` in any case. Then `close`.
+        """
+        self._expecting = True
+        secret = any(listener in self._listeners for listener in self._secret_listeners)
+        self._stop_listening()
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while (secret or self._unfinished) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_GLANCE_S)
 
     async def close(self) -> None:
         """Stop accepting, run the shutdown hooks, close the streams, let requests in progress finish, then drop what is

@@ -82,6 +82,9 @@ class ChannelWatcher(Protocol):
     def member_left(self, channel: str, member_id: str) -> None:
         """The last connection of the member has left `channel`."""
 
+    def typing_set(self, channel: str, member_id: str, typing: bool) -> None:
+        """`set_typing` was called for a member that is present, also if that is no news."""
+
 
 class _Subscriber:
     """One connection that is bound to the hub."""
@@ -295,6 +298,21 @@ class ChannelHub:
 
         Raises RuntimeError outside of an event loop, unless the hub was given a `wheel`.
         """
+        presence = self._presence
+        if (
+            self.watcher is not None
+            and presence.connections(channel, member_id)
+            and (typing or presence.is_typing(channel, member_id))
+        ):
+            self.watcher.typing_set(channel, member_id, bool(typing))
+        return self._set_typing(channel, member_id, typing, None if conn is None else conn.sink)
+
+    def set_typing_elsewhere(self, channel: str, member_id: str, typing: bool) -> None:
+        """`set_typing`, for a member that is present somewhere beyond this hub. For whoever watches it."""
+        if channel in self._channels:
+            self._set_typing(channel, member_id, typing, None)
+
+    def _set_typing(self, channel: str, member_id: str, typing: bool, skip: object) -> bool:
         key = (channel, member_id)
         timer = self._typing_timers.get(key)
         if typing and timer is not None:
@@ -308,7 +326,7 @@ class ChannelHub:
         change = self._presence.set_typing(channel, member_id, bool(typing))
         if change is None:
             return False
-        self._announce(channel, change, skip=None if conn is None else conn.sink)
+        self._announce(channel, change, skip=skip)
         return True
 
     # --- questions ---

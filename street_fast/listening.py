@@ -1,4 +1,4 @@
-"""Listening sockets that go wrong in one clear sentence.
+"""Listening sockets, and what goes wrong with them in one clear sentence.
 
 A Unix socket leaves its file behind when a process dies. `bind_unix` replaces such a file, but only if it is a socket
 and nobody answers on it; `remove_unix` takes away the file that `bind_unix` made, and no other.
@@ -14,7 +14,46 @@ import stat
 
 from street_fast.errors import ListenError
 
-__all__ = ["bind_unix", "host_and_port", "listen_error", "remove_unix"]
+__all__ = ["bind_tcp", "bind_unix", "host_and_port", "listen_error", "remove_unix"]
+
+
+def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+    """A socket for each address of `host` (None: all of the machine), bound to `port`, not listening yet.
+
+    Port 0 takes a free one, the same for all. With `reuse_port` other sockets that have it too, those of other programs
+    among them, may be bound to the same address. Raises OSError.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError:
+                continue  # an address of a family that this machine does not speak
+            bound.append(sock)
+            sock.setblocking(False)
+            if os.name == "posix":  # elsewhere it means another thing
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if port == 0 and len(bound) > 1:
+                address = (address[0], bound[0].getsockname()[1], *address[2:])
+            try:
+                sock.bind(address)
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:
+                    raise
+                bound.pop().close()
+        if not bound:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
 
 
 def bind_unix(path: str) -> socket.socket:

@@ -34,14 +34,17 @@ __all__ = [
     "MalformedMessage",
     "Message",
     "NewPublication",
+    "Typist",
     "decode",
     "decode_data",
     "decode_envelope",
+    "decode_typist",
     "decode_whole",
     "decoder_for",
     "encode",
     "error_message",
     "gap_message",
+    "is_publication",
     "message_json",
     "publication",
     "publication_json",
@@ -316,6 +319,42 @@ def publication_json(payload: bytes, position: str | None) -> bytes:
 def publication(channel: str, payload: bytes, position: str | None) -> Message:
     """The ``message`` event of a `publication_payload`."""
     return publish_message(channel, publication_json(payload, position), position)
+
+
+class _NodePublication(msgspec.Struct, gc=False):
+    type: str
+    channel: str
+    data: msgspec.Raw
+    ts: int
+
+
+_decode_publication = msgspec.json.Decoder(_NodePublication).decode
+
+
+def is_publication(payload: bytes, channel: str) -> bool:
+    """Whether `payload` is a `publication_payload` for `channel`: what another node has sent may be anything."""
+    try:
+        return _decode_publication(payload + b"}").channel == channel
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return False
+
+
+class Typist(msgspec.Struct, gc=False, rename="camel"):
+    """What nodes tell each other of a member that types, or has stopped."""
+
+    member_id: str
+    typing: bool
+
+
+_decode_typist = msgspec.json.Decoder(Typist).decode
+
+
+def decode_typist(data: bytes) -> Typist:
+    """A Typist that came as JSON. Raises MalformedMessage."""
+    try:
+        return _decode_typist(data)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise MalformedMessage(str(error)) from None
 
 
 def publish_message(channel: str, json: bytes, position: str | None = None) -> Message:

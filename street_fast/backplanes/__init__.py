@@ -184,6 +184,9 @@ class BackplaneSink(Protocol):
         What is delivered next may be of any offset and epoch. The clients have to be told.
         """
 
+    def signalled(self, channel: str, payload: bytes) -> None:
+        """Another node has sent a `signal` to a channel that this node has subscribed to."""
+
     def members_changed(self, channel: str, joined: list[tuple[str, bytes | None]], left: list[str]) -> None:
         """Members of a subscribed channel that came to be, or ceased to be, on any node but this one.
 
@@ -197,7 +200,7 @@ class Backplane(Protocol):
     """Carries messages between nodes, keeps the history of channels, and knows who is on the other nodes.
 
     Names of channels, ids, keys and infos come checked against `Limits`. Before `start` and after `close`, `publish`,
-    `subscribe` and `read` raise Unavailable, at the call or when awaited; `unsubscribe`, `join` and `leave` do nothing.
+    `subscribe` and `read` raise Unavailable, at the call or when awaited; all else does nothing.
     """
 
     async def start(self, sink: BackplaneSink) -> None:
@@ -231,6 +234,13 @@ class Backplane(Protocol):
         Raises:
             Unavailable: it was not published, and will not be.
             OutcomeUnknown: perhaps it was; only with `history` or `key`.
+        """
+
+    def signal(self, channel: str, payload: bytes) -> None:
+        """Tell the other nodes that have subscribed to `channel` something that may as well be missed.
+
+        It is not kept, not delivered here, and dropped without a word if it cannot be sent now. Behind what this node
+        has published to the channel before, as far as that is not kept.
         """
 
     def subscribe(self, channel: str, history: History | None = None) -> Awaitable[None] | None:

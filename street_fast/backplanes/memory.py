@@ -181,6 +181,9 @@ class MemoryBackplane:
             return Page([], kept.top, False)
         return Page([entry[0] for entry in islice(entries, seen, seen + limit)], kept.top, True)
 
+    def signal(self, channel: str, payload: bytes) -> None:
+        """Nobody to tell."""
+
     # --- members ---
 
     def join(self, channel: str, member_id: str, info: bytes | None) -> None:

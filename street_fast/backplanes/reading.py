@@ -66,10 +66,13 @@ class SharedReads(Generic[Key, Value]):
             task.cancel()
 
     async def _run(self, key: Key) -> Value:
-        before = self._running.get(key)
-        if before is not None:
-            await asyncio.wait([before])
-        self._running[key] = self._next.pop(key)
+        try:
+            before = self._running.get(key)
+            if before is not None:
+                await asyncio.wait([before])
+        finally:
+            task = self._next.pop(key)
+        self._running[key] = task
         try:
             return await self._fetch(key)
         finally:

@@ -2,6 +2,7 @@
 
     S1 m <node> <skip>\\n<payload>                                  a message that is not kept
     S1 k <node> <epoch> <offset> <tag> <skip>\\n<payload>           one that is, and where
+    S1 s <node>\n<payload>                                         a signal: what may be missed
     S1 p <node> <previous> <version>\\n{"joined":..., "left":...}   members of this channel on that node have changed
     S1 r <node>\\n                                                  ... have to be read again
     S1 l <node>\\n                                                  messages of this channel did not reach the bus
@@ -34,6 +35,7 @@ __all__ = [
     "presence_changed",
     "presence_unknown",
     "probe",
+    "signal",
 ]
 
 MOST_BYTES = 16_777_216
@@ -46,6 +48,7 @@ _KEPT = re.compile(
 )
 _PRESENCE = re.compile(rb"S1 p (" + _NODE + rb") (0|[1-9][0-9]{0,14}) ([1-9][0-9]{0,14})")
 _PROBE = re.compile(rb"S1 q (" + _NODE + rb") (0|[1-9][0-9]{0,14})")
+_SIGNAL = re.compile(rb"S1 s (" + _NODE + rb")")
 _BARE = re.compile(rb"S1 ([rl]) (" + _NODE + rb")")
 
 
@@ -53,11 +56,11 @@ class Record(NamedTuple):
     """One record; what is not of its kind is None, 0 or empty."""
 
     kind: str
-    """``m``, ``k``, ``p``, ``r``, ``l`` or ``q``."""
+    """``m``, ``k``, ``s``, ``p``, ``r``, ``l`` or ``q``."""
     node: str
     """Who sent it."""
     publication: Publication | None = None
-    """Of `m` and `k`."""
+    """Of `m` and `k`; of `s` its payload."""
     previous: int = 0
     """The version of the members of this channel before a `p`; 0: there were none."""
     number: int = 0
@@ -73,7 +76,7 @@ class _Changes(msgspec.Struct):
     left: list[str] = []
 
 
-_decode_changes = msgspec.json.Decoder(_Changes).decode
+_decode = msgspec.json.Decoder(_Changes).decode
 _encode_changes = msgspec.json.Encoder().encode
 
 
@@ -97,6 +100,11 @@ def kept_head(node: str, position: Position, skip: str | None) -> bytes:
     """What stands before the payload in a `k` record."""
     epoch, offset, tag = position
     return b"S1 k %b %b %d %b %b\n" % (node.encode(), epoch.encode(), offset, tag.encode(), _skip(skip))
+
+
+def signal(node: str, payload: bytes) -> bytes:
+    """An `s` record."""
+    return b"S1 s %b\n%b" % (node.encode(), payload)
 
 
 def presence_changed(node: str, previous: int, version: int, joined: dict[str, bytes | None], left: list[str]) -> bytes:
@@ -149,12 +157,18 @@ def _other(head: bytes, body: bytes) -> Record | None:
     match = _PRESENCE.fullmatch(head)
     if match is not None:
         node, previous, version = match.groups()
-        changes = _decode_changes(body)
+        try:
+            changes = _decode(body)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from None
         joined = {
             member: None if info is None else base64.b64decode(info, validate=True)
             for member, info in changes.joined.items()
         }
         return Record("p", node.decode(), None, int(previous), int(version), joined, changes.left)
+    match = _SIGNAL.fullmatch(head)
+    if match is not None:
+        return Record("s", match[1].decode(), Publication(body))
     if body:
         return None
     match = _PROBE.fullmatch(head)

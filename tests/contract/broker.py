@@ -174,6 +174,15 @@ class BrokerBackplane:
 
         return self._command(together, alone, OutcomeUnknown("no answer came"))
 
+    def signal(self, channel: str, payload: bytes) -> None:
+        def together() -> None:
+            for node in self._broker.connected:
+                if node is not self and channel in node._wanted:
+                    node._sink.signalled(channel, payload)
+
+        if self._sink is not None:
+            self._command(together, lambda: None, Unavailable("closed"))
+
     def subscribe(self, channel: str, history: History | None = None) -> asyncio.Future[None]:
         future = self._command(lambda: self._begin(channel), self._unavailable, Unavailable("closed"))
         self._wanted.add(channel)

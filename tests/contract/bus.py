@@ -84,6 +84,9 @@ class Recorder:
         if self.react is not None:
             self.react(channel, publication)
 
+    def signalled(self, channel: str, payload: bytes) -> None:
+        self.log.append(("signal", channel, payload))
+
     def lost(self, channel: str | None) -> None:
         self.log.append(("lost", channel))
 

@@ -507,6 +507,22 @@ class TestSeveralNodes:
         assert sink_b.payloads("c") == [b"1", b"2"]
         assert sink_c.log == []
 
+    async def test_a_signal_reaches_the_others_who_subscribed(self, bus, new_node):
+        (a, sink_a), (b, sink_b), (c, sink_c) = [await new_node() for _ in range(3)]
+        await done(a.subscribe("c"))
+        await done(b.subscribe("c"))
+        await done(c.subscribe("d"))
+        a.signal("c", b'{"it":"\\n\x00"}')
+        await bus.settle()
+        assert sink_b.log == [("signal", "c", b'{"it":"\\n\x00"}')]
+        assert sink_a.log == sink_c.log == []
+        await bus.cut(a)
+        a.signal("c", b"nobody hears it")
+        await bus.settle()
+        await bus.mend(a)
+        await bus.settle()
+        assert len(sink_b.log) == 1
+
     async def test_all_see_the_same_order_once(self, bus, new_node):
         nodes = [await new_node() for _ in range(3)]
         for node, _ in nodes:

@@ -186,6 +186,7 @@ LIBRARIES = {
         "client.protocol",
         "client.subscriptions",
         "demo",
+        "exchange",
         "hub",
         "messages",
         "publish_api",
