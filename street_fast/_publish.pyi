@@ -19,8 +19,7 @@ class Outlet:
         history_of: Callable[[str], History | None] | None,
         rate: float | None,
     ) -> None: ...
-    @property
-    def backplane(self) -> Backplane: ...
+    backplane: Backplane
     @property
     def fan_out_s(self) -> Histogram: ...
     @property

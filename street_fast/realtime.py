@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 from street_fast._core import Frame
 from street_fast.auth import Member, TokenRefused
 from street_fast.backplanes.memory import MemoryBackplane
+from street_fast.backplanes.urls import backplane_at
 from street_fast.errors import CloseCode, ConfigurationError
 from street_fast.exchange import Exchange, HistoryRules
 from street_fast.handler_types import takes
@@ -89,7 +90,8 @@ class Realtime:
             everything is allowed, except in channels ``user:<id>``.
         history: which channels keep how much, by name or pattern: ``{"room:*": History(size=100, ttl_s=300)}``. The
             first that matches counts; None stands for no history.
-        backplane: what carries messages to other processes; by default there are none.
+        backplane: what carries messages to other processes: the address of a Redis or NATS server (``redis://``,
+            ``rediss://``, ``nats://``, see `backplanes.urls`), or a Backplane. By default there are none.
         api_key: what other programs publish with over HTTP; a list to have two while one is changed. At least 16
             characters.
         limits: every number; see `Limits`.
@@ -108,7 +110,7 @@ class Realtime:
         auth: Any = None,
         authorize: Authorize | None = None,
         history: Mapping[str, History | None] | None = None,
-        backplane: Backplane | None = None,
+        backplane: Backplane | str | None = None,
         api_key: str | Sequence[str] | None = None,
         limits: Limits | None = None,
         path: str = _WELL_KNOWN_PATH,
@@ -123,7 +125,6 @@ class Realtime:
             _check_server(server, limits=limits, path=path, allowed_origins=allowed_origins)
         _check_auth(auth, guests, server)
         _check_authorize(authorize)
-        _check_backplane(backplane)
         if hub is not None and not isinstance(hub, ChannelHub):
             raise ConfigurationError(f"hub={hub!r}: must be a ChannelHub, or None")
         self.server = server
@@ -133,9 +134,10 @@ class Realtime:
         self.authorize = authorize
         self.guests = guests
         self.api_keys = _checked_keys(api_key)
-        if backplane is None:
-            backplane = MemoryBackplane(limits=self.limits)
-        self.exchange = Exchange(self.hub, backplane, HistoryRules(history), self.limits)
+        self._has_default_backplane = backplane is None
+        self.exchange = Exchange(
+            self.hub, _checked_backplane(backplane, self.limits), HistoryRules(history), self.limits
+        )
         self.hub.batch_presence(self.limits.presence_interval_s)
         server.opening_messages = self.hub.limits.channels_per_connection
         server.checks_clients = auth is not None
@@ -252,6 +254,19 @@ class Realtime:
             return self
 
         run_until_stopped(start)
+
+    def use_backplane(self, backplane: Backplane | str) -> bool:
+        """For who runs an application, and gives it what carries its messages to its other processes.
+
+        False if it has one of its own already: then nothing is changed. Raises RuntimeError after `start`, and
+        ConfigurationError for a bad address.
+        """
+        if self._starting is not None:
+            raise RuntimeError("use_backplane(): this Realtime is started already")
+        if not self._has_default_backplane:
+            return False
+        self.exchange.backplane = _checked_backplane(backplane, self.limits)
+        return True
 
     async def start(self) -> None:
         """Begins; before the first client. Called again, it does nothing. Raises RuntimeError if it is closed."""
@@ -626,16 +641,16 @@ def _check_authorize(authorize: object) -> None:
         raise ConfigurationError(f"authorize={authorize!r}: must be a function of a member, a channel and an action")
 
 
-def _check_backplane(backplane: object) -> None:
+def _checked_backplane(backplane: Backplane | str | None, limits: Limits) -> Backplane:
+    if backplane is None:
+        return MemoryBackplane(limits=limits)
     if isinstance(backplane, str):
-        raise ConfigurationError(
-            f"backplane={backplane!r}: this version has no backplane for redis:// or nats:// addresses; without one a "
-            f"Realtime serves the clients of its own process"
-        )
+        return backplane_at(backplane, limits)
     methods = ("start", "close", "publish", "signal", "subscribe", "unsubscribe", "read", "join", "leave", "health")
     missing = [name for name in methods if not callable(getattr(backplane, name, None))]
-    if backplane is not None and missing:
+    if missing:
         raise ConfigurationError(f"backplane={backplane!r}: must be a Backplane; it has no {', '.join(missing)}")
+    return backplane
 
 
 def _checked_keys(api_key: object) -> tuple[str, ...]:
