@@ -353,7 +353,7 @@ def decode_typist(data: bytes) -> Typist:
     """A Typist that came as JSON. Raises MalformedMessage."""
     try:
         return _decode_typist(data)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise MalformedMessage(str(error)) from None
 
 

@@ -12,7 +12,8 @@ from street_fast.backplanes import History, Position, Publication, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
 from street_fast.exchange import HistoryRules
-from tests.realtime_harness import world_fixture
+from tests.contract.broker import BrokerBus
+from tests.realtime_harness import make_world, world_fixture
 
 make = pytest.fixture(world_fixture)
 
@@ -388,3 +389,109 @@ async def test_positions_that_differ_by_more_than_one_are_not_ours_to_judge(make
     for offset in (5, 9):
         world.realtime.exchange.deliver("room", Publication(b'{"type":"message"', Position("e", offset, "t")))
     assert [message["position"] for message in ada.take_type("message")] == ["e:5:t", "e:9:t"]
+
+
+class TestSeveralNodes:
+    """Two Realtimes on one bus: what a client of the one sees of a client of the other."""
+
+    @pytest.fixture
+    async def nodes(self):
+        bus = BrokerBus()
+        worlds = [await make_world(backplane=bus.node()) for _ in range(2)]
+
+        async def settle():
+            for _ in range(5):
+                await bus.settle()
+                for world in worlds:
+                    await world.settle()
+
+        yield worlds, settle
+        for world in worlds:
+            world.everybody_leaves()
+            await world.realtime.close()
+        await bus.close()
+
+    async def test_who_types_is_seen_on_the_other_node_until_the_time_is_over(self, nodes):
+        (here, there), settle = nodes
+        ada, bob = here.client("ada"), there.client("bob")
+        for client in (ada, bob):
+            await client.done("subscribe", channel="room")
+        await settle()
+        await ada.done("typing", channel="room", data={"typing": True})
+        await settle()
+        assert [message["data"] for message in bob.take() if message["type"] == "typing"] == [
+            {"memberId": "ada", "typing": True}
+        ]
+        assert there.realtime.hub.typing_members("room") == ["ada"]
+        eve = there.client("eve")
+        assert (await eve.done("subscribe", channel="room"))["typing"] == ["ada"]
+        there.advance(4)
+        await ada.done("typing", channel="room", data={"typing": True})  # it goes on
+        await settle()
+        there.advance(4)
+        assert [message for message in bob.take() if message["type"] == "typing"] == []
+        there.advance(2)  # whatever became of the node
+        assert [message["data"] for message in bob.take() if message["type"] == "typing"] == [
+            {"memberId": "ada", "typing": False}
+        ]
+        await ada.done("typing", channel="room", data={"typing": True})
+        await ada.done("typing", channel="room", data={"typing": False})
+        await settle()
+        assert [message["data"]["typing"] for message in bob.take() if message["type"] == "typing"] == [True, False]
+        assert [message for message in ada.take() if message["type"] == "typing"] == [], "who types need not be told"
+
+    async def test_who_types_and_leaves_has_stopped_everywhere(self, nodes):
+        (here, there), settle = nodes
+        ada, bob = here.client("ada"), there.client("bob")
+        for client in (ada, bob):
+            await client.done("subscribe", channel="room")
+        await settle()
+        await ada.done("typing", channel="room", data={"typing": True})
+        await settle()
+        ada.simulate_close()
+        await settle()
+        assert [message["data"]["typing"] for message in bob.take() if message["type"] == "typing"] == [True, False]
+        assert there.realtime.presence("room") == ["bob"]
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            b"",
+            b"\xff",
+            b"{}",
+            b"[]",
+            b'{"type":"message","channel":"room","data":1',
+            b'{"type":"message","channel":"other","data":1,"ts":1',
+            b'{"type":"message","channel":"room","data":nonsense,"ts":1',
+            b'{"type":"message","channel":"room","data":1,"ts":1}',
+            b'{"type":5,"channel":"room","data":1,"ts":1',
+            b'{"type":"message","channel":"room","data":' + b"[" * 5_000 + b"]" * 5_000 + b',"ts":1',
+        ],
+    )
+    async def test_what_is_not_from_a_realtime_does_not_reach_a_client(self, nodes, payload, caplog):
+        (here, there), settle = nodes
+        ada = here.client("ada")
+        await ada.done("subscribe", channel="room")
+        there.realtime.exchange.backplane.publish("room", payload)
+        there.realtime.exchange.backplane.signal("room", payload)
+        await settle()
+        assert ada.take() == []
+        assert here.realtime.exchange.refused == 2
+        assert caplog.text.count("channel 'room': what came over the backplane is not from a Realtime") == 2
+
+    async def test_members_that_cannot_be_are_left_out(self, nodes, caplog):
+        (here, there), settle = nodes
+        ada = here.client("ada")
+        await ada.done("subscribe", channel="room")
+        backplane = there.realtime.exchange.backplane
+        backplane.join("room", "bob", b'{"name":"Bob"}')
+        backplane.join("room", "eve", b'{"name":')
+        backplane.join("room", "x" * 300, None)
+        backplane.join("room", "big", b'"' + b"x" * 2_000 + b'"')
+        await settle()
+        assert here.realtime.members("room")[1:] == [{"memberId": "bob", "info": {"name": "Bob"}}]
+        assert here.realtime.exchange.refused == 3
+        for member in ("bob", "eve"):
+            backplane.leave("room", member)
+        await settle()
+        assert here.realtime.presence("room") == ["ada"]
