@@ -25,9 +25,9 @@ help: ## list the verbs
 chat: $(VENV)/built ## run the demo chat at http://127.0.0.1:3000
 	@$(BIN)/street-fast demo
 
-# A page sees no difference between the builds; the browser goes over one of them.
+# A page and a broker see no difference between the builds; they are tried with one of them.
 test: $(VENV)/dev $(VENV)/built js ## all tests: JavaScript, then Python over the compiled build and over the pure one
-	@$(WITH_BROWSER) $(PYTEST) && STREET_FAST_PURE=1 $(PYTEST) -m 'not browser'
+	@$(WITH_BROWSER) $(PYTEST) && STREET_FAST_PURE=1 $(PYTEST) -m 'not browser and not broker'
 
 pure: $(VENV)/dev ## all tests over the pure-Python build only
 	@$(WITH_BROWSER) STREET_FAST_PURE=1 $(PYTEST)
