@@ -22,6 +22,7 @@ from street_fast.errors import (
 from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import Limits
+from street_fast.operations import Operations
 from street_fast.realtime import Realtime
 from street_fast.request import Request, Response
 from street_fast.server import StreetWebSocketServer
@@ -44,6 +45,7 @@ __all__ = [
     "Limits",
     "ListenError",
     "Member",
+    "Operations",
     "OutcomeUnknown",
     "ProtocolError",
     "Realtime",

@@ -15,6 +15,7 @@ from street_fast import (
     JwtAuth,
     Limits,
     Member,
+    Operations,
     Realtime,
     Request,
     SseStream,
@@ -84,6 +85,9 @@ async def main() -> None:
     server.attach_protocol(http, "binary.example", bare)
     await http.listen("127.0.0.1", 0)
     assert_type(http.port, int)
+    Operations(realtime).attach(http)
+    assert_type(Operations(realtime).snapshot(), dict[str, Any])
+    Operations(http)  # type: ignore[arg-type]
     await http.close()
 
 

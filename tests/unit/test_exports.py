@@ -24,6 +24,7 @@ PUBLIC = [
     "Limits",
     "ListenError",
     "Member",
+    "Operations",
     "OutcomeUnknown",
     "ProtocolError",
     "Realtime",

@@ -16,7 +16,7 @@ import street_fast
 PACKAGE = Path(street_fast.__file__).parent
 
 FLOORS: list[set[str]] = [
-    {"errors", "limits", "memory_limit", "metrics"},
+    {"errors", "limits", "memory_limit", "metric_names", "metrics", "process_stats"},
     {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "jwt_keys", "messages"},
     {"_connection", "_connection_py", "_core", "_intake", "_intake_py"},
     {
@@ -50,6 +50,7 @@ FLOORS: list[set[str]] = [
     {"hub", "server"},
     {
         "exchange",
+        "exposition",
         "_publish",
         "_publish_py",
         "integrations",
@@ -126,6 +127,7 @@ SAME_FLOOR = {
     ("backplanes.roster", "backplanes"),
     ("backplanes.urls", "backplanes.nats"),
     ("backplanes.urls", "backplanes.redis"),
+    ("operations", "exposition"),
     ("operations", "integrations"),
     ("operations", "realtime"),
     ("exchange", "publishing"),
@@ -177,7 +179,7 @@ LIBRARIES = {
     "httptools": {"client.handshake", "http1", "integrations.uvicorn"},
     "jwt": {"jwt_keys"},
     "nats": {"backplanes.nats"},
-    "prometheus_client": {"operations"},
+    "prometheus_client": {"exposition"},
     "redis": {"backplanes.redis", "backplanes.redis_links"},
     "msgspec": {
         "backplanes.records",

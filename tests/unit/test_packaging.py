@@ -111,9 +111,9 @@ NEWER_STDLIB = {"annotationlib", "tomllib"}
 DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt", "nats": "nats-py", "socketio": "python-socketio"}
 """What installs a module that has another name; the extra `crypto` of PyJWT is cryptography."""
 EXTRA_OF = {
+    "exposition": "metrics",
     "jwt_keys": "jwt",
     "nats": "nats",
-    "operations": "metrics",
     "redis": "redis",
     "redis_links": "redis",
 }
