@@ -14,7 +14,7 @@ import fnmatch
 import inspect
 import logging
 import re
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +23,16 @@ from street_fast._core import LoopContext
 from street_fast.backplanes import History, Page, Position, Publication, Unavailable
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError
-from street_fast.messages import Typist, decode_data, decode_typist, gap_message, is_publication, publication, write
+from street_fast.messages import (
+    Order,
+    Typist,
+    decode_data,
+    decode_node_message,
+    gap_message,
+    is_publication,
+    publication,
+    write,
+)
 from street_fast.publishing import Outlet
 
 if TYPE_CHECKING:
@@ -76,17 +85,26 @@ class HistoryRules:
 
 
 _CHANNELS_REMEMBERED = 10_000
+_ORDERS = "\norders"
+"""Where nodes tell each other what to do with clients; no client can name it."""
 _CANCEL_S = 1.0
 """What a cancelled task gets to come to its end; an application's `authorize` may not let itself be cancelled."""
 
 
 class Exchange(Outlet):
-    """Between `hub` and `backplane`; see above. It becomes the watcher of the hub.
+    """Between `hub` and `backplane`; see above. It becomes the watcher of the hub. `follow` does what others say.
 
     Raises ConfigurationError for a hub that is watched already.
     """
 
-    def __init__(self, hub: ChannelHub, backplane: Backplane, rules: HistoryRules, limits: Limits) -> None:
+    def __init__(
+        self,
+        hub: ChannelHub,
+        backplane: Backplane,
+        rules: HistoryRules,
+        limits: Limits,
+        follow: Callable[[Order], object],
+    ) -> None:
         if hub.watcher is not None:
             raise ConfigurationError(f"hub={hub!r}: belongs to another Realtime already")
         super().__init__(hub, backplane, rules.of if rules.any else None, limits.channel_messages_per_second)
@@ -94,6 +112,7 @@ class Exchange(Outlet):
         self._most_missed = limits.recovery_messages
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
+        self._follow = follow
         self._is_checked = False  # whether what is delivered may come from anybody who reaches a broker
         self.refused = 0
         """What other nodes sent and is not what a Realtime sends."""
@@ -114,6 +133,8 @@ class Exchange(Outlet):
         await self.backplane.start(self)
         is_alone = type(self.backplane) is MemoryBackplane
         self._is_checked = not is_alone
+        if not is_alone:
+            self.channel_opened(_ORDERS)
         self.begin(LoopContext.of().time, is_alone)
 
     async def close(self) -> None:
@@ -126,6 +147,10 @@ class Exchange(Outlet):
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         self.hub.watcher = None
         await self.backplane.close()
+
+    def tell_nodes(self, order: Order) -> None:
+        """Has the other nodes do the same with their clients, as far as they can be reached now."""
+        self.backplane.signal(_ORDERS, write(order))
 
     # --- for sessions ---
 
@@ -240,10 +265,13 @@ class Exchange(Outlet):
         self.hub.members_changed(channel, joined, left)
 
     def signalled(self, channel: str, payload: bytes) -> None:
-        """A member types on another node, or has stopped."""
+        """A member types on another node, or has stopped; or another node says what to do with the clients of one."""
         try:
-            typist = decode_typist(payload)
-            self.hub.set_typing_elsewhere(channel, typist.member_id, typist.typing)
+            if channel == _ORDERS:
+                self._follow(decode_node_message(payload, Order))
+            else:
+                typist = decode_node_message(payload, Typist)
+                self.hub.set_typing_elsewhere(channel, typist.member_id, typist.typing)
         except ValueError as error:
             self._not_ours(channel, str(error))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import json as python_json
 import re
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 import orjson
@@ -34,11 +34,12 @@ __all__ = [
     "MalformedMessage",
     "Message",
     "NewPublication",
+    "Order",
     "Typist",
     "decode",
     "decode_data",
     "decode_envelope",
-    "decode_typist",
+    "decode_node_message",
     "decode_whole",
     "decoder_for",
     "encode",
@@ -339,6 +340,9 @@ def is_publication(payload: bytes, channel: str) -> bool:
         return False
 
 
+_NodeMessage = TypeVar("_NodeMessage", bound=msgspec.Struct)
+
+
 class Typist(msgspec.Struct, gc=False, rename="camel"):
     """What nodes tell each other of a member that types, or has stopped."""
 
@@ -346,13 +350,19 @@ class Typist(msgspec.Struct, gc=False, rename="camel"):
     typing: bool
 
 
-_decode_typist = msgspec.json.Decoder(Typist).decode
+class Order(msgspec.Struct, gc=False, rename="camel"):
+    """What nodes tell each other to do with the clients of a member: take them out of `channel`, or close them."""
+
+    member_id: str
+    reason: str
+    channel: str | None = None
+    code: Annotated[int, msgspec.Meta(ge=1_000, le=4_999)] = 1_008
 
 
-def decode_typist(data: bytes) -> Typist:
-    """A Typist that came as JSON. Raises MalformedMessage."""
+def decode_node_message(data: bytes, kind: type[_NodeMessage]) -> _NodeMessage:
+    """A Typist or an Order that came as JSON. Raises MalformedMessage."""
     try:
-        return _decode_typist(data)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise MalformedMessage(str(error)) from None
 

@@ -32,7 +32,7 @@ from street_fast.http_server import HttpServer
 from street_fast.hub import ChannelHub
 from street_fast.limits import checked_limits
 from street_fast.listening import host_and_port
-from street_fast.messages import Message, decode_whole, encode, publication_json, publish_json
+from street_fast.messages import Message, Order, decode_whole, encode, publication_json, publish_json
 from street_fast.realtime_http import RealtimeHttp
 from street_fast.runner import run_until_stopped
 from street_fast.server import StreetWebSocketServer
@@ -136,7 +136,7 @@ class Realtime:
         self.api_keys = _checked_keys(api_key)
         self._has_default_backplane = backplane is None
         self.exchange = Exchange(
-            self.hub, _checked_backplane(backplane, self.limits), HistoryRules(history), self.limits
+            self.hub, _checked_backplane(backplane, self.limits), HistoryRules(history), self.limits, self._follow
         )
         self.hub.batch_presence(self.limits.presence_interval_s)
         server.opening_messages = self.hub.limits.channels_per_connection
@@ -379,22 +379,31 @@ class Realtime:
         return [decode_whole(text) for text in texts]
 
     def unsubscribe(self, member_id: str, channel: str, message: str = "the application ended the subscription") -> int:
-        """Takes a member out of a channel; its clients are told. Returns how many connections it was.
+        """Takes a member out of a channel, on all nodes; its clients are told. Returns how many were of this process.
 
         It keeps the member out only if `authorize` says so, too.
         """
-        return sum(session.take_out(channel, "forbidden", message) for session in self._sessions_of(member_id))
+        order = Order(member_id, message, channel)
+        self.exchange.tell_nodes(order)
+        return self._follow(order)
 
     def disconnect(
         self, member_id: str, code: int = CloseCode.POLICY_VIOLATION, reason: str = "disconnected by the application"
     ) -> int:
-        """Closes the connections of a member, with a code after which clients do not come back by themselves.
+        """Closes the connections of a member, on all nodes, with a code after which clients do not come back.
 
-        Returns how many connections it was.
+        Returns how many were of this process. Nodes that cannot be reached at this moment do not hear of it.
         """
-        sessions = self._sessions_of(member_id)
+        order = Order(member_id, reason, code=int(code))
+        self.exchange.tell_nodes(order)
+        return self._follow(order)
+
+    def _follow(self, order: Order) -> int:
+        sessions = self._sessions_of(order.member_id)
+        if order.channel is not None:
+            return sum(session.take_out(order.channel, "forbidden", order.reason) for session in sessions)
         for session in sessions:
-            session.peer.close(code, reason)
+            session.peer.close(order.code, order.reason)
         return len(sessions)
 
     # --- for transports ---

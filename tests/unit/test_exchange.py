@@ -94,6 +94,8 @@ class TestInterest:
     async def test_a_channel_is_heard_while_somebody_is_in_it(self, make):
         backplane = Noted()
         world = await make(backplane=backplane)
+        assert backplane.told == [("subscribe", "\norders")]
+        backplane.told.clear()
         ada, ben = world.client("ada"), world.client("ben")
         for client in (ada, ben):
             await client.say("subscribe", channel="room")
@@ -495,3 +497,25 @@ class TestSeveralNodes:
             backplane.leave("room", member)
         await settle()
         assert here.realtime.presence("room") == ["ada"]
+
+    async def test_what_an_application_does_with_a_member_it_does_on_all_nodes(self, nodes, caplog):
+        (here, there), settle = nodes
+        ada, again, bob = here.client("ada"), there.client("ada"), there.client("bob")
+        for client in (ada, again, bob):
+            await client.done("subscribe", channel="room")
+        await settle()
+        assert here.realtime.unsubscribe("ada", "room", "be gone") == 1
+        await settle()
+        (told,) = (message for message in again.take() if message["type"] == "unsubscribed")
+        assert told["data"] == {"code": "forbidden", "message": "be gone"}
+        assert there.realtime.presence("room") == ["bob"]
+        assert here.realtime.disconnect("ada", 4001, "out") == 1
+        await settle()
+        for client in (ada, again):
+            assert (client.close_code, client.close_reason) == (4001, "out")
+        assert bob.close_code is None
+        here.realtime.exchange.backplane.signal("\norders", b'{"memberId":"bob"}')
+        here.realtime.exchange.backplane.signal("\norders", b'{"memberId":"bob","reason":"x","code":99}')
+        await settle()
+        assert bob.close_code is None
+        assert there.realtime.exchange.refused == 2
