@@ -17,7 +17,7 @@ export PYTHON STREET_FAST_REQUIRE_EXTENSIONS = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test pure js lint fuzz sanitize bench wheel clean
+.PHONY: help chat test pure js lint fuzz faults sanitize bench wheel clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 17
@@ -44,6 +44,9 @@ lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
 
 fuzz: $(VENV)/dev $(VENV)/built ## a minute of random input to the parsers, judged by others; ARGS='--seconds 600 --seed 7'
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+faults: $(VENV)/dev $(VENV)/built ## real servers and brokers killed, stopped and cut, 40 minutes; ARGS=--quick for five of them
+	@$(BIN)/python -m tests.faults.programme $(ARGS)
 
 sanitize: $(VENV)/dev ## the tests of the C code over a build with AddressSanitizer and UBSan (in build/sanitize)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/sanitize.sh $(ARGS)

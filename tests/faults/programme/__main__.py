@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from tests.faults.programme.faults import ALONE, FAULTS
+from tests.faults.programme.faults import ALONE, FAULTS, ON_TWO_MACHINES
+from tests.faults.programme.networks import UNSHARED, why_not
 from tests.faults.programme.report import table, terminal, write_between_markers
 from tests.faults.programme.run import Outcome, Run
 
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one is not None:
         return one(names[0], options.one, options.keep, options.quick)
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
+    if ON_TWO_MACHINES & set(names) and (reason := why_not()) is not None:
+        print(f"without a second machine: {reason}; skipped: {', '.join(sorted(ON_TWO_MACHINES & set(names)))}")
+        names = [name for name in names if name not in ON_TWO_MACHINES]
     jobs = [(name, seed) for name in names for seed in seeds]
     began = time.monotonic()
     outcomes = asyncio.run(_all(jobs, options.keep, options.quick, options.jobs))
@@ -78,7 +82,7 @@ def one(name: str, seed: int, keep: Path, quick: bool) -> int:
     """One run, in this process."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
-    run = Run(name, seed, keep / f"{name}-{seed}", quick=quick)
+    run = Run(name, seed, keep / f"{name}-{seed}", quick=quick, two_machines=name in ON_TWO_MACHINES)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     outcome = loop.run_until_complete(run.whole(FAULTS[name]))
@@ -103,6 +107,8 @@ async def _start(name: str, seed: int, keep: Path, quick: bool) -> Outcome:
     words = [sys.executable, "-m", "tests.faults.programme", "--fault", name, "--one", str(seed), "--keep", str(keep)]
     if quick:
         words.append("--quick")
+    if name in ON_TWO_MACHINES:
+        words = [*UNSHARED, *words]
     folder = keep / f"{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     process = await asyncio.create_subprocess_exec(

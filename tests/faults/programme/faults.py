@@ -14,6 +14,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tests.brokers import Nats, Server, wait_until
+from tests.faults.programme.networks import BROKER_SIDE, HOST
 from tests.faults.programme.run import LIVE, ROOMS
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ FAULTS: dict[str, Callable[[Run], Awaitable[None]]] = {}
 
 ALONE = {"rolling-restart"}
 """Those that need the machine for themselves."""
+
+ON_TWO_MACHINES = {"redis-unplugged", "nats-unplugged"}
+"""Those that need a second machine; see networks.py."""
 
 
 def fault(function: Any) -> Any:
@@ -360,6 +364,32 @@ async def one_way(run: Run, broker: Any) -> None:
         await run.do("reset", switch.cut)
     await run.do("both ways are open", switch.resume)
     await run.sleep(3.0, 6.0)
+
+
+@fault
+async def redis_unplugged(run: Run) -> None:
+    """a machine (a network namespace) loses its cable to Valkey for 3 to 20 s"""
+    await unplugged(run, await run.valkey(bind=f"127.0.0.1 {BROKER_SIDE}", protected_mode="no"))
+
+
+@fault
+async def nats_unplugged(run: Run) -> None:
+    """a machine (a network namespace) loses its cable to NATS for 3 to 20 s"""
+    await unplugged(run, await run.nats("-a", "0.0.0.0"))
+
+
+async def unplugged(run: Run, broker: Any) -> None:
+    machine = run.machine
+    assert machine is not None
+    await run.serve(broker.url)
+    await run.serve(broker.url.replace("127.0.0.1", BROKER_SIDE), within=machine.inside, host=HOST)
+    await run.drive()
+    out_s = run.seconds(3, 20)
+    far_end = run.rng.random() < 0.5
+    await run.do(f"the cable is out for {out_s:.1f} s, at {'the' if far_end else 'this'} end", machine.unplug, far_end)
+    await asyncio.sleep(out_s)
+    await run.do("the cable is in", machine.plug, far_end)
+    await run.sleep(4.0, 8.0)
 
 
 @fault

@@ -20,6 +20,7 @@ from tests.brokers import Nats, Server, Valkey
 from tests.faults.programme.checker import Verdict, check
 from tests.faults.programme.clients import Client, Fleet
 from tests.faults.programme.journal import Journal
+from tests.faults.programme.networks import Machine
 from tests.faults.programme.servers import Node, Switch
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ class Outcome:
 
 
 class Run:
-    """One run; see above. `quick` asks for the shortest that still shows something."""
+    """One run; see above. `quick` asks for the shortest that still shows something.
 
-    def __init__(self, fault: str, seed: int, folder: Path, *, quick: bool = False) -> None:
+    With `two_machines` there is a second one, `machine`.
+    """
+
+    def __init__(self, fault: str, seed: int, folder: Path, *, quick: bool = False, two_machines: bool = False) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.fault = fault
@@ -82,7 +86,7 @@ class Run:
         self.seen = Journal(folder / "subscribers.log")
         self.published = Journal(folder / "publishers.log")
         self.fleet = Fleet([], self.seen, self.published, self.rng)
-        self.settled_s: float | None = None
+        self.machine: Machine | None = Machine() if two_machines else None
         self._diary = (folder / "run.log").open("w", encoding="utf-8", buffering=1)
 
     # --- what faults use ---
@@ -124,12 +128,29 @@ class Run:
         self.proxies.append(switch)
         return switch
 
-    async def serve(self, *backplanes: str | None, workers: int = 1, history: Sequence[str] = HISTORY) -> list[Node]:
-        """A node for each of the backplanes."""
-        for url in backplanes:
-            node = Node(self.folder, f"node{len(self.nodes)}", backplane=url, history=history, workers=workers)
-            self.nodes.append(node)
-        await asyncio.gather(*(node.start() for node in self.nodes))
+    async def serve(
+        self,
+        *backplanes: str | None,
+        workers: int = 1,
+        history: Sequence[str] = HISTORY,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
+    ) -> list[Node]:
+        """A node for each of the backplanes; returns all nodes there are. `within` is for another machine."""
+        new = [
+            Node(
+                self.folder,
+                f"node{len(self.nodes) + number}",
+                backplane=url,
+                history=history,
+                workers=workers,
+                host=host,
+                inside=within,
+            )
+            for number, url in enumerate(backplanes)
+        ]
+        self.nodes += new
+        await asyncio.gather(*(node.start() for node in new))
         self.fleet.addresses = [node.address for node in self.nodes]
         self.say(f"{len(self.nodes)} nodes are up")
         return self.nodes
@@ -239,7 +260,6 @@ class Run:
                     self.fail(f"not connected {waited:.0f} s after the end: {', '.join(away[:9])}")
                 break
             pause = min(3.0, pause * 1.5)
-        self.settled_s = waited
         self.measure("settled_s", waited)
         self.say(
             f"refused {len(self.fleet.refused)}, broken {len(self.fleet.broken)}, lost {self.fleet.lost}, "
@@ -252,6 +272,8 @@ class Run:
         self.seen.close()
         self.published.close()
         await asyncio.gather(*(node.end() for node in self.nodes), return_exceptions=True)
+        if self.machine is not None:
+            self.machine.close()
         for proxy in self.proxies:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(proxy.close)
