@@ -45,6 +45,7 @@ logger = logging.getLogger("street_fast")
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 _NEVER_DROPPED_S = 1.0  # an unfinished handshake younger than this
+_GLANCE_S = 0.02
 
 
 class HttpServer:
@@ -68,6 +69,8 @@ class HttpServer:
         self._connections: set[HttpConnection] = set()
         self._streams: set[SseStream] = set()
         self._unfinished: OrderedDict[HttpConnection, None] = OrderedDict()
+        self._tls = False
+        self._expecting = False  # it listens no more, but who was accepted before is let in
         self._closing = False
         self._closed: asyncio.Event = asyncio.Event()
         self._last_gone: asyncio.Event = asyncio.Event()
@@ -148,7 +151,7 @@ class HttpServer:
         reuse_port: bool = False,
         backlog: int = 1024,
     ) -> None:
-        """Accept connections on `host` and `port` (0: any free one, see `port`), on the Unix socket `uds`, or on `sock`.
+        """Accept connections on `host` and `port` (0: any free one, see `port`), on the Unix socket `uds`, or `sock`.
 
         `host` None means every interface. May be called more than once. The file of a Unix socket on which nobody
         listens any more is replaced, and goes away with the server. `sock` is bound already, by somebody who has
@@ -167,6 +170,7 @@ class HttpServer:
         context = LoopContext.of(loop)
         options: dict[str, Any] = {"backlog": backlog}
         if ssl is not None:
+            self._tls = True
             options |= {"ssl": ssl, "ssl_handshake_timeout": self.limits.handshake_timeout_s}
             if sys.version_info >= (3, 11) or not isinstance(loop, asyncio.BaseEventLoop):
                 options["ssl_shutdown_timeout"] = self.limits.abort_timeout_s
@@ -203,6 +207,11 @@ class HttpServer:
     def _check_open(self) -> None:
         if self._closing:
             raise ListenError("this HttpServer was closed; make a new one")
+
+    @property
+    def startup_hooks(self) -> list[Callable[[], Awaitable[None]]]:
+        """What `listen` will await first."""
+        return list(self._startup_hooks)
 
     async def start(self) -> None:
         """Run the startup hooks that have not been run. `listen` does so."""
@@ -257,12 +266,14 @@ class HttpServer:
         A connection that was accepted last has not said yet what it wants, and its client would take it for a refusal
         if it were closed. Returns when there is none of those any more, after `grace_s` in any case. Then `close`.
         """
-        self._expecting = True
-        secret = any(listener in self._listeners for listener in self._secret_listeners)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        self._expecting = bool(self._listeners)
         self._stop_listening()
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while (secret or self._unfinished) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(_GLANCE_S)
+        while self._expecting and loop.time() < deadline:
+            await asyncio.sleep(_GLANCE_S)  # at least once: the loop may have accepted what it has not told of yet
+            if not (self._unfinished or self._tls):  # who is in a TLS handshake, we do not see
+                break
 
     async def close(self) -> None:
         """Stop accepting, run the shutdown hooks, close the streams, let requests in progress finish, then drop what is
@@ -325,7 +336,7 @@ class HttpServer:
         """A connection was accepted."""
         self._connections.add(connection)
         self.request_begun(connection)
-        if not self.accepting:
+        if not (self.accepting or self._expecting):
             connection.abort()  # it was in its TLS handshake when stop_accepting() was called
 
     def request_begun(self, connection: HttpConnection) -> None:
@@ -398,6 +409,11 @@ def _check_address(host: object, port: object, uds: object) -> str | None:
     if not isinstance(path, str):
         raise ConfigurationError(f"listen(uds={uds!r}): must be the path of a Unix socket, or None")
     return path
+
+
+def _check_socket(sock: object) -> None:
+    if sock is not None and (not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM):
+        raise ConfigurationError(f"listen(sock={sock!r}): must be a bound stream socket, or None")
 
 
 def _check_route(path: str, handler: object) -> None:

@@ -11,16 +11,26 @@ import functools
 import os
 from pathlib import Path
 
-__all__ = ["memory_limit", "process_memory_limit"]
+__all__ = ["memory_limit", "process_memory_limit", "share_memory"]
 
 _UNKNOWN = 2 * 1024**3
 """What is assumed of a machine that does not say how much memory it has."""
 
 
+_processes = 1
+
+
 @functools.cache
 def process_memory_limit() -> int:
     """The bytes that this process may have, read when it is first asked for."""
-    return memory_limit(Path("/"))
+    return memory_limit(Path("/")) // _processes
+
+
+def share_memory(processes: int) -> None:
+    """From now on this process may have only its share: there are so many like it."""
+    global _processes  # noqa: PLW0603 - a fact of the process
+    _processes = processes
+    process_memory_limit.cache_clear()
 
 
 def memory_limit(root: Path) -> int:

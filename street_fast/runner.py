@@ -16,7 +16,7 @@ from street_fast.errors import ListenError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-__all__ = ["Server", "run_until_stopped"]
+__all__ = ["Server", "run", "run_until_stopped"]
 
 
 class Server(Protocol):
@@ -36,6 +36,14 @@ def run_until_stopped(start: Callable[[], Awaitable[Server]]) -> None:
     Raises RuntimeError if an event loop is running already.
     """
     try:
+        run(start)
+    except ListenError as error:
+        raise SystemExit(f"street_fast: {error}") from None
+
+
+def run(start: Callable[[], Awaitable[Server]]) -> None:
+    """The same, for who has something to do when it does not start: what `start()` raises, this raises."""
+    try:
         asyncio.get_running_loop()
     except RuntimeError:
         pass
@@ -44,15 +52,11 @@ def run_until_stopped(start: Callable[[], Awaitable[Server]]) -> None:
     try:
         import uvloop
     except ImportError:  # there is none for Windows
-        run = asyncio.run
+        run_loop = asyncio.run
     else:
-        run = uvloop.run
-    try:
-        run(_main(start))
-    except KeyboardInterrupt:
-        pass
-    except ListenError as error:
-        raise SystemExit(f"street_fast: {error}") from None
+        run_loop = uvloop.run
+    with contextlib.suppress(KeyboardInterrupt):
+        run_loop(_main(start))
 
 
 async def _main(start: Callable[[], Awaitable[Server]]) -> None:
