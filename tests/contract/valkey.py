@@ -1,0 +1,116 @@
+"""The suite over a real Valkey server. Each node reaches it through a proxy of its own, so that it can be cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from street_fast.backplanes.redis import RedisBackplane
+from tests.brokers import Proxy, Valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from street_fast.backplanes import Backplane
+    from street_fast.limits import Limits
+
+
+@functools.cache
+def server() -> Valkey:
+    """One for all tests; it ends with the process."""
+    valkey = Valkey()
+    valkey.start()
+    return valkey
+
+
+class ValkeyBus:
+    """Nodes that share a prefix which nobody else has."""
+
+    several_nodes = True
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._prefix = os.urandom(4).hex()
+        self._proxies: dict[RedisBackplane, Proxy] = {}
+
+    def node(self) -> Backplane:
+        proxy = Proxy(server().port)
+        node = RedisBackplane(f"redis://127.0.0.1:{proxy.port}", prefix=self._prefix, limits=self._limits)
+        self._proxies[node] = proxy
+        return node
+
+    async def settle(self) -> None:
+        await settle(*self._proxies)
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def cut(self, node: Backplane) -> None:
+        assert isinstance(node, RedisBackplane)
+        self._proxies[node].cut()
+        await until(lambda: not any(shard.command or shard.bus for shard in node._all_shards))
+
+    async def mend(self, node: Backplane) -> None:
+        assert isinstance(node, RedisBackplane)
+        self._proxies[node].resume()
+        await until(lambda: is_quiet(node) and all(shard.is_up for shard in node._all_shards))
+
+    async def close(self) -> None:
+        for proxy in self._proxies.values():
+            proxy.close()
+
+
+async def settle(*nodes: RedisBackplane) -> None:
+    """Return when all that these nodes have published and told has arrived at each of them.
+
+    Redis does one thing after the other: what a probe overtakes on its way through the bus does not exist.
+    """
+    quiet = 0
+    while quiet < 2:
+        connected = [
+            (node, shard) for node in nodes if node._sink is not None for shard in node._all_shards if shard.is_up
+        ]
+        before = [counts(node) for node, _ in connected]
+        await until(lambda connected=connected: all(is_quiet(node) for node, _ in connected))
+        for node, shard in connected:
+            node._probe(shard)
+        await until(
+            lambda connected=connected: all(
+                shard.probe_back == shard.probe_number or not shard.is_up for _, shard in connected
+            )
+        )
+        unchanged = before == [counts(node) for node, _ in connected] and all(is_quiet(node) for node, _ in connected)
+        quiet = quiet + 1 if unchanged else 0
+
+
+def counts(node: RedisBackplane) -> tuple[int, ...]:
+    """What moves when anything does, but for probes."""
+    node_stats = node.stats()
+    probes = sum(shard.probe_back for shard in node._all_shards)
+    return (node_stats["received"] - probes, node_stats["published"], node_stats["published_kept"], node._catch_ups)
+
+
+def is_quiet(node: RedisBackplane) -> bool:
+    """Whether the node waits for nothing of Redis."""
+    return not (
+        any(shard.command is not None and not shard.command.idle for shard in node._all_shards)
+        or any(not interest.heard for interest in node._interests.values())
+        or node._reads
+        or node._to_read
+        or node._changed_interests
+        or node._members_due
+        or node._roster_reads
+        or node._unwritten
+        or node._following.reading
+        or node._thread.inbox
+    )
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for what happens in this process."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not come to be"
+        await asyncio.sleep(0.002)
