@@ -439,6 +439,8 @@ def _serve(options: Options) -> None:
         _exit(error, 2)
     except ListenError as error:
         _exit(error, 1)
+    except KeyboardInterrupt:  # while the application is imported
+        raise SystemExit(130) from None
 
 
 def _exit(error: StreetError, status: int) -> NoReturn:

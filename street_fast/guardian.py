@@ -2,7 +2,7 @@
 
 Its standard input is a pipe. When that ends, whoever has started it is gone, or wants an end; however that came about
 (by kill -9, too), it ends the program and removes the folder. When the program ends first, it exits with its status and
-leaves the folder for the next try. Its first line on stdout is the id of the program's process. It is there all the
+leaves the folder for the next try. Its first line on stdout is the id of the program's process, or why there is none. It is there all the
 time, and should be small: nothing but the standard library, and little of that.
 """
 
@@ -22,9 +22,13 @@ def main(folder: str, *command: str) -> int:
     """Returns the exit status."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # the pipe says when it is over; and the program has its own
-    program = subprocess.Popen(  # noqa: S603 - it is what we were started for
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    try:
+        program = subprocess.Popen(  # noqa: S603 - it is what we were started for
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+    except OSError as error:
+        os.write(1, f"{command[0]}: {error.strerror}\n".encode())
+        return 127
     over = threading.Event()
 
     def watch() -> None:

@@ -39,6 +39,7 @@ _GUARDIAN = str(Path(__file__).with_name("guardian.py"))
 _READY_S = 15.0
 _TRIES = 3  # ports, at the start
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+_STEADY_S = 60.0
 _END_S = 8.0
 _PAYLOAD_BYTES = 8 * 2**20  # the most that NATS recommends
 
@@ -138,17 +139,18 @@ class LocalNats:
             start_new_session=True,  # Ctrl-C is for the supervisor, which ends it after the workers
         )
         assert guardian.stdout is not None
-        self._pid = int(await guardian.stdout.readline() or 0)
+        first = (await guardian.stdout.readline()).decode(errors="replace").strip()
+        self._pid = int(first) if first.isdigit() else 0
         ended = asyncio.ensure_future(guardian.wait())
+        answering = asyncio.ensure_future(self._until_it_answers())
         try:
-            answering = asyncio.ensure_future(self._until_it_answers())
             await asyncio.wait([ended, answering], timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done() and not answering.cancelled():
+            if answering.done() and not ended.done():
                 return None
-            answering.cancel()
         finally:
             ended.cancel()
-        problem = self._last_words() or f"it said nothing within {_READY_S:g} s"
+            answering.cancel()
+        problem = self._last_words() or (first if not self._pid else "it does not answer")
         await self._end_guardian()
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         return problem
@@ -171,11 +173,12 @@ class LocalNats:
         while True:
             assert self._guardian is not None
             began = loop.time()
-            await self._guardian.wait()
+            status = await self._guardian.wait()
             self._kill_orphan()
-            if loop.time() - began > 60:
+            if loop.time() - began > _STEADY_S:
                 failures = 0
-            logger.error("the NATS server of the workers has ended; it is started again: %s", self._last_words())
+            why = self._last_words() or _how(status)
+            logger.error("the NATS server of the workers has ended (%s); it is started again", why)
             while True:
                 await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1
@@ -206,14 +209,21 @@ class LocalNats:
             await guardian.wait()
 
     def _last_words(self) -> str:
-        """The last line of its log that is an error, or the last one."""
+        """What it could not live with, as its log says."""
         try:
             lines = (Path(self._folder) / "log").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        grave = [line for line in lines if "[FTL]" in line or "[ERR]" in line]
-        last = (grave or lines or [""])[-1]
-        return last.partition("] ")[2] or last
+        grave = [line for line in lines if "[FTL]" in line]
+        return grave[-1].partition("] ")[2] if grave else ""
+
+
+def _how(status: int) -> str:
+    """What an exit status of the guardian says of the program: that of the program, as a shell tells it."""
+    number = -status if status < 0 else status - 128
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(number).name}"
+    return f"exit status {status}"
 
 
 def _free_port() -> int:

@@ -37,7 +37,7 @@ from street_fast.http_server import HttpServer
 from street_fast.integrations import add_routes
 from street_fast.limits import Limits
 from street_fast.listening import host_and_port
-from street_fast.operations import Operations, metrics_response
+from street_fast.operations import Operations, metrics_response, ready_response
 from street_fast.realtime import SUBPROTOCOL, Realtime
 from street_fast.server import StreetWebSocketServer
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from street_fast.auth import Member
-    from street_fast.http_connection import Route
     from street_fast.request import Request, Response
 
 __all__ = [
@@ -305,25 +304,73 @@ class Fellows(NamedTuple):
 
 
 class Serving:
-    """A server that listens. Made by `serve`."""
+    """A server that listens, or is about to. Made by `serve`."""
 
-    def __init__(
-        self, options: Options, http: HttpServer, realtimes: Sequence[Realtime], ops_http: HttpServer | None
-    ) -> None:
+    def __init__(self, options: Options, http: HttpServer, fellows: Fellows | None) -> None:
         self._options = options
         self._http = http
-        self._realtimes = realtimes
-        self._ops_http = ops_http
+        self._fellows = fellows
+        self._realtimes = _realtimes_of(http)
+        self._operations = Operations(self._realtimes[0]) if self._realtimes else None
+        self._ops_http: HttpServer | None = None
         self._closing: asyncio.Task[None] | None = None
 
-    def snapshot(self) -> dict[str, Any]:
-        """What can be measured here; empty if there is no Realtime."""
-        return Operations(self._realtimes[0]).snapshot() if self._realtimes else {}
+    async def listen(self) -> None:
+        """Start, and return when clients can connect."""
+        options, http, fellows = self._options, self._http, self._fellows
+        tls = tls_context(options)
+        await _connect(options, self._realtimes, fellows)
+        if options.ops_port is None:
+            self._attach_operations(http)
+        elif fellows is None:
+            self._ops_http = HttpServer()
+            self._attach_operations(self._ops_http)
+        if fellows is None:
+            await http.listen(options.host, options.port, uds=options.uds, ssl=tls)
+        else:
+            for sock in fellows.sockets:
+                await http.listen(sock=sock, ssl=tls)
+        if self._ops_http is not None:
+            assert options.ops_port is not None
+            await self._ops_http.listen(options.ops_host, options.ops_port)
 
     @property
     def facts(self) -> list[tuple[str, str]]:
         """What there is to tell about it to people: a word, and what it stands for."""
-        return _facts(self._options, self._http, self._realtimes)
+        ops_port = self._http.port if self._ops_http is None else self._ops_http.port
+        return _facts(self._options, self._realtimes, self._http.port, self._options.ops_port or ops_port)
+
+    # --- operations ---
+
+    def _attach_operations(self, http: HttpServer) -> None:
+        """The paths of `operations` that the application does not have itself."""
+        if self._operations is None:
+            return
+        own = {"/readyz": self._readyz, "/metrics": self._metrics}
+        routes = self._operations.routes()
+        free = [(method, path, handler) for method, path, handler in routes if http.handlers_of(path) is None]
+        add_routes(http, [(method, path, own.get(path, handler)) for method, path, handler in free], http.limits)
+
+    def not_ready(self) -> str:
+        """Why no new clients should come here; empty if they should."""
+        if self._closing is not None:
+            return "it is about to end"
+        return "" if self._operations is None else self._operations.not_ready()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What can be measured here; little, if there is no Realtime."""
+        reason = self.not_ready()
+        told = {} if self._operations is None else self._operations.snapshot()
+        return {**told, "ready": int(not reason), "reason": reason}
+
+    def _readyz(self, request: Request) -> Response:
+        return ready_response(self.not_ready())
+
+    async def _metrics(self, request: Request) -> Response:
+        """A worker answers for all."""
+        return metrics_response({"": self.snapshot()} if self._fellows is None else await self._fellows.snapshots())
+
+    # --- the end ---
 
     async def close(self) -> None:
         """End it: who is on the way is let in, nobody else is; clients are told when to come back.
@@ -356,36 +403,19 @@ async def serve(options: Options, found: object, fellows: Fellows | None = None)
 
     A worker has `fellows`. Raises CannotServe, ConfigurationError, ListenError.
     """
-    tls = tls_context(options)
     served = ready_realtime(options) if options.application is None else await _made(options.application, found)
     if isinstance(served, Realtime):
         http = HttpServer(limits=served.limits)
         served.attach(http)
     else:
         http = served
-    realtimes = _realtimes_of(http)
-    ops_http: HttpServer | None = None
+    serving = Serving(options, http, fellows)
     try:
-        await _connect(options, realtimes, fellows)
-        if fellows is None and options.ops_port is not None:
-            ops_http = HttpServer()
-            _attach_operations(ops_http, realtimes, None)
-        elif options.ops_port is None:
-            _attach_operations(http, realtimes, fellows)
-        if fellows is not None:
-            for sock in fellows.sockets:
-                await http.listen(sock=sock, ssl=tls)
-        else:
-            await http.listen(options.host, options.port, uds=options.uds, ssl=tls)
-        if ops_http is not None:
-            assert options.ops_port is not None
-            await ops_http.listen(options.ops_host, options.ops_port)
+        await serving.listen()
     except BaseException:
-        await http.close()
-        if ops_http is not None:
-            await ops_http.close()
+        await serving.close()
         raise
-    return Serving(options, http, realtimes, ops_http)
+    return serving
 
 
 def _realtimes_of(http: HttpServer) -> list[Realtime]:
@@ -406,28 +436,12 @@ async def _connect(options: Options, realtimes: Sequence[Realtime], fellows: Fel
                 logger.warning("%r has a backplane of its own; --backplane is not for it", realtime)
 
 
-def _attach_operations(http: HttpServer, realtimes: Sequence[Realtime], fellows: Fellows | None) -> None:
-    """The paths of `operations` that the application does not have itself. A worker answers for all."""
-    if not realtimes:
-        return
-
-    async def metrics_of_all(request: Request) -> Response:
-        assert fellows is not None
-        return metrics_response(await fellows.snapshots())
-
-    routes: list[Route] = []
-    for method, path, handler in Operations(realtimes[0]).routes():
-        if http.handlers_of(path) is None:
-            routes.append((method, path, metrics_of_all if path == "/metrics" and fellows is not None else handler))
-    add_routes(http, routes, http.limits)
-
-
 # --- what there is to tell ---
 
 
-def _facts(options: Options, http: HttpServer, realtimes: Sequence[Realtime]) -> list[tuple[str, str]]:
+def _facts(options: Options, realtimes: Sequence[Realtime], port: int, ops_port: int) -> list[tuple[str, str]]:
     secure = "s" if options.tls_cert is not None else ""
-    place = f"unix:{options.uds}:" if options.uds is not None else _place(options.host, http.port)
+    place = f"unix:{options.uds}:" if options.uds is not None else _place(options.host, port)
     facts: list[tuple[str, str]] = []
     for realtime in realtimes:
         path = realtime.server.path
@@ -448,7 +462,7 @@ def _facts(options: Options, http: HttpServer, realtimes: Sequence[Realtime]) ->
             facts.append(("Health", f"http{secure}://{place}/healthz and /readyz"))
             facts.append(("Metrics", f"http{secure}://{place}/metrics"))
         else:
-            place = _place(options.ops_host, options.ops_port)
+            place = _place(options.ops_host, ops_port)
             facts.append(("Health", f"http://{place}/healthz and /readyz"))
             facts.append(("Metrics", f"http://{place}/metrics"))
         facts.append(("Backplane", _backplane(options, realtimes)))
@@ -461,12 +475,12 @@ def _place(host: str, port: int) -> str:
 
 def _who(options: Options) -> str:
     tokens = bool(options.jwt_key) or options.jwks is not None
-    who = "anybody" if not tokens else "with a token or as guests" if options.guests else "with a token"
+    who = "anybody may" if not tokens or options.guests else "who has a token may"
+    guests = "; a token says who somebody is" if tokens and options.guests else ""
     if not options.allow:
-        return f"{who}, may subscribe and publish in every channel but user:..."
-    return f"{who}; may " + "; ".join(
-        f"{' and '.join(rule.actions) or 'nothing'} in {rule.pattern}" for rule in options.allow
-    )
+        return f"{who} subscribe and publish in every channel but user:...{guests}"
+    rules = (f"{', '.join(rule.actions) or 'nothing'} in {rule.pattern}" for rule in options.allow)
+    return f"{who} {'; '.join(rules)}{guests}"
 
 
 def _kept(history: Sequence[Kept]) -> str:

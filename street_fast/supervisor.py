@@ -456,7 +456,7 @@ class Supervisor:
         if self._stopping:
             return "it is about to end"
         snapshots = await self._snapshots()
-        if any(snapshot.get("ready", 1) for snapshot in snapshots.values()):
+        if any(snapshot.get("ready") for snapshot in snapshots.values()):
             return ""
         reasons = [f"worker {number}: {snapshot.get('reason')}" for number, snapshot in snapshots.items()]
         return "; ".join(reasons) or "no worker answers"
@@ -482,8 +482,8 @@ class Supervisor:
 
 
 def _told(snapshots: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Without those who have nothing to tell."""
-    return {number: snapshot for number, snapshot in snapshots.items() if snapshot}
+    """Without those who have nothing to tell: their application has no Realtime."""
+    return {number: snapshot for number, snapshot in snapshots.items() if "realtime" in snapshot}
 
 
 def _below(text: str) -> str:

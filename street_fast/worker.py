@@ -62,7 +62,7 @@ class Worker:
         """Serves what `import_application` has found; returns when clients can connect."""
         self._channel = await Channel.over(self._sock, control.FromSupervisor)
         self._tasks.append(asyncio.create_task(self._listen()))
-        sockets = [socket.socket(fileno=descriptor) for descriptor in self._begin.descriptors]
+        sockets = [_inherited(descriptor) for descriptor in self._begin.descriptors]
         fellows = Fellows(sockets, self._need_backplane, self._need_snapshots)
         serving = self._serving = await serve(self._begin.options, found, fellows)
         self._tasks.append(asyncio.create_task(self._beat()))
@@ -122,7 +122,7 @@ def main(descriptor: str, number: str) -> None:
     """Serves until it is told to end. The exit status is 0 then, and otherwise that of what went wrong."""
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the supervisor
-    sock = socket.socket(fileno=int(descriptor))
+    sock = _inherited(int(descriptor))
     begin = control.decode_begin(_first_line(sock))
     options = begin.options
     logs.set_up(options.log_format, options.log_level, begin.worker)
@@ -147,6 +147,13 @@ def main(descriptor: str, number: str) -> None:
         watched.setblocking(True)
         watched.sendall(control.encode(failed))
     raise SystemExit(failed.status)
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """The socket, which nobody inherits from us."""
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    return sock
 
 
 def _first_line(sock: socket.socket) -> bytes:
