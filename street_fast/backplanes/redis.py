@@ -472,8 +472,8 @@ class RedisBackplane:
         if isinstance(reply, Exception):
             shard = self._shards[partition_of(channel)]
             assert shard is not None
-            self._not_published(shard, reply, future)
-            if isinstance(future.exception(), OutcomeUnknown) and self._sink is not None:
+            said = self._not_published(shard, reply, future)
+            if isinstance(said, OutcomeUnknown) and self._sink is not None:
                 self._following.lost(channel)  # the others may have got it
         else:
             if not reply and self._sink is not None:
@@ -492,7 +492,8 @@ class RedisBackplane:
             self._keyed_waiting.pop(channel, None)
             self._keyed.pop(channel, None)
 
-    def _not_published(self, shard: _Shard, error: Exception, future: asyncio.Future[Published]) -> None:
+    def _not_published(self, shard: _Shard, error: Exception, future: asyncio.Future[Published]) -> Exception:
+        """Tells who awaits it, if anybody still does, and returns what it is told."""
         said: Exception
         if isinstance(error, NotSent):
             said = Unavailable(str(error))
@@ -503,6 +504,7 @@ class RedisBackplane:
             self._unanswered[0] += 1
         if not future.done():
             future.set_exception(said)
+        return said
 
     def _is_refusal(self, shard: _Shard, error: ResponseError) -> bool:
         """Whether Redis says that it has done nothing; and what has to be done about it."""
