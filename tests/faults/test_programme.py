@@ -141,6 +141,24 @@ def test_a_double_that_the_client_dropped_counts(world):
     assert world.check().twice == 1
 
 
+def test_a_message_that_the_client_dropped_unseen_is_missing(world):
+    place = world.places("s1", "room:1")[-1]
+    world.seen[place] = world.seen[place]._replace(kind="dup")
+    verdict = world.check()
+    assert (verdict.twice, verdict.silent) == (0, 1)
+
+
+def test_nothing_is_owed_to_who_has_left_for_good(world):
+    places = world.places("s1", "room:1")
+    world.seen[places[-2]] = world.seen[places[-2]]._replace(kind="left")
+    del world.seen[places[-1]]
+    verdict = world.check()
+    assert verdict.good, verdict
+    assert verdict.owed == 58
+    del world.seen[places[2]]  # but what it had when it left is
+    assert world.check().silent == 1
+
+
 def test_the_same_key_in_another_epoch_is_twice_unless_the_loss_was_told(world):
     place = world.places("s1", "room:1")[-1]
     again = world.seen[place]._replace(position="e2:1:t99")

@@ -232,6 +232,7 @@ class _Kept:
         self.again: set[str] = set()
         self.doubled: set[str] = set()
         self.flags = 0
+        self.end: tuple[int, int] | None = None  # of a subscriber who has left
         self._read(entries)
 
     def _read(self, entries: list[Entry]) -> None:
@@ -248,7 +249,7 @@ class _Kept:
                 if entry.position != NOTHING:
                     self._hole(open_since, self._place(entry.position))
                     open_since, cursor = None, entry.position
-            elif entry.kind == "dup":
+            elif entry.kind == "dup" and entry.key in self.got:  # otherwise it is missing, and has to be flagged
                 self.verdict.note("twice", f"{self.who} was sent {entry.key} ({entry.position} of {self.channel}) anew")
             elif entry.kind == "got":
                 epoch, offset, _ = _parts(entry.position)
@@ -260,6 +261,8 @@ class _Kept:
                     self._follows(cursor, epoch, offset)
                 cursor = entry.position
                 self._count(entry)
+            elif entry.kind == "left":
+                self.end = (-1, 0) if cursor is None else self._place(cursor)
         if open_since is not None:
             self._hole(open_since, NEVER)
 
@@ -291,7 +294,7 @@ class _Kept:
     def judge(self, sent: list[_Sent]) -> None:
         verdict = self.verdict
         for message in sent:
-            if message.sent < self.since or message.acked == math.inf:
+            if message.sent < self.since or message.acked == math.inf or self._is_after_the_end(message):
                 continue
             verdict.owed += 1
             if message.key in self.doubled:
@@ -309,6 +312,11 @@ class _Kept:
                     f"acknowledged at {message.acked:.3f}",
                 )
 
+    def _is_after_the_end(self, message: _Sent) -> bool:
+        if self.end is None or message.key in self.got or message.position == NOTHING:
+            return False
+        return self._place(message.position) > self.end
+
     def _is_flagged(self, position: str) -> bool:
         if position == NOTHING:  # acknowledged without a place, in a channel that has places
             return False
@@ -325,6 +333,7 @@ def _judge_unkept(
     verdict: Verdict,
 ) -> None:
     since = min((entry.time for entry in entries if entry.kind == "here"), default=math.inf)
+    until = min((entry.time for entry in entries if entry.kind == "left"), default=math.inf)
     flags = 0
     got: dict[str, int] = {}
     came: dict[str, list[_Sent]] = defaultdict(list)  # by connection of a publisher
@@ -356,7 +365,7 @@ def _judge_unkept(
         for message, next_flags in zip(line, reversed(after), strict=True):
             if message.key in got:
                 before = got[message.key]
-            if message.sent < since or message.acked == math.inf:
+            if message.sent < since or message.acked >= until or message.acked == math.inf:
                 continue
             verdict.live_owed += 1
             if message.key in got:

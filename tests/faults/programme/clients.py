@@ -229,6 +229,9 @@ class Client:
                 future.set_result({"type": "error", "data": {"code": "lost"}})
         if code in _STAY_AWAY and code != 1000:
             fleet.broken.append((fleet.now(), f"{self.name} was closed with {code} {reason}"))
+        if not self.returns:
+            for channel in self._was_in:
+                self._write("left", channel, self.position[channel])
         hint = _HINT.search(reason)
         self._again(float(hint[1]) if hint else None)
 

@@ -14,6 +14,7 @@ Subscribers:
             gap, not-recovered, or away: the connection was lost, of a channel that keeps no history
     got     a message, handed on
     dup     a message that the client dropped, as docs/protocol.md says: it has had this offset
+    left    the connection was lost, and this client does not come back: nothing more is owed to it
     bad     a message with other data than was published
 """
 
