@@ -14,7 +14,7 @@ import fnmatch
 import inspect
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -87,6 +87,8 @@ class HistoryRules:
 _CHANNELS_REMEMBERED = 10_000
 _ORDERS = "\norders"
 """Where nodes tell each other what to do with clients; no client can name it."""
+_QUESTIONS = 100
+"""Questions at once about who is on the other nodes."""
 _CANCEL_S = 1.0
 """What a cancelled task gets to come to its end; an application's `authorize` may not let itself be cancelled."""
 
@@ -118,6 +120,7 @@ class Exchange(Outlet):
         """What other nodes sent and is not what a Realtime sends."""
         self._gaps: dict[str, asyncio.Task[None]] = {}  # of channels that are about to be told of one
         self._interests: dict[str, asyncio.Future[None]] = {}  # of channels that the backplane is about to hear
+        self._questions = 0  # about who is on the other nodes
         self._tasks: set[asyncio.Task[Any]] = set()
         hub.watcher = self
 
@@ -191,6 +194,26 @@ class Exchange(Outlet):
         future = self._interests.get(channel)
         return None if future is None else asyncio.wait([future])
 
+    def is_followed(self, channel: str) -> bool:
+        """Whether somebody here is in the channel, and the backplane is not just about to hear it."""
+        return self.hub.has_channel(channel) and channel not in self._interests
+
+    async def roll(self, channel: str) -> dict[str, Any]:
+        """Who is in a channel on all nodes, as `ChannelHub.roll` has it, also if nobody is on this one.
+
+        Raises Unavailable if that cannot be known now, or too many are asking.
+        """
+        if self._questions >= _QUESTIONS:
+            raise Unavailable(f"{_QUESTIONS} questions about who is on the other nodes have no answer yet")
+        self._questions += 1
+        try:
+            others = self.backplane.members(channel)
+            if inspect.isawaitable(others):
+                others = await others
+        finally:
+            self._questions -= 1
+        return self.hub.roll(channel, dict(self._members_of(channel, others.items())))
+
     # --- what the backplane says ---
 
     def deliver(self, channel: str, published: Publication) -> None:
@@ -256,13 +279,7 @@ class Exchange(Outlet):
 
     def members_changed(self, channel: str, joined: list[tuple[str, bytes | None]], left: list[str]) -> None:
         """Members of other nodes came or went."""
-        for member_id, info in joined:
-            try:
-                self.hub.check_member(member_id, None if info is None else decode_data(msgspec.Raw(info)))
-            except ValueError as error:
-                self._not_ours(channel, str(error))
-                joined = [one for one in joined if one[0] != member_id]
-        self.hub.members_changed(channel, joined, left)
+        self.hub.members_changed(channel, self._members_of(channel, joined), left)
 
     def signalled(self, channel: str, payload: bytes) -> None:
         """A member types on another node, or has stopped; or another node says what to do with the clients of one."""
@@ -320,6 +337,18 @@ class Exchange(Outlet):
         self.backplane.signal(channel, write(Typist(member_id, typing)))
 
     # --- inside ---
+
+    def _members_of(self, channel: str, told: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
+        """Those of the members of other nodes that can be members."""
+        found = []
+        for member_id, info in told:
+            try:
+                self.hub.check_member(member_id, None if info is None else decode_data(msgspec.Raw(info)))
+            except ValueError as error:
+                self._not_ours(channel, str(error))
+            else:
+                found.append((member_id, info))
+        return found
 
     def _not_ours(self, channel: str, what: str) -> None:
         self.refused += 1

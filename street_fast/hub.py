@@ -36,7 +36,7 @@ from street_fast.missed import Missed
 from street_fast.presence import Difference, Presence, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from street_fast._core import Timer, TimerWheel
 
@@ -347,14 +347,19 @@ class ChannelHub:
             for member in self._presence.describe(channel)
         ]
 
-    def roll(self, channel: str) -> dict[str, Any]:
+    def roll(self, channel: str, others: Mapping[str, bytes | None] | None = None) -> dict[str, Any]:
         """Who is present, for a client: ``{"members"}`` as in `members`, or ``{"memberCount"}`` if they are many.
 
-        Many is above ``limits.presence_members``, or so much JSON that a slow client would be evicted for it.
+        Many is above ``limits.presence_members``, or so much JSON that a slow client would be evicted for it. `others`
+        are members, with their info as JSON, who are known to be beyond this hub.
         """
-        count = self._presence.count(channel)
+        presence = self._presence
+        absent = {} if others is None else {id_: others[id_] for id_ in others if not presence.is_present(channel, id_)}
+        count = presence.count(channel) + len(absent)
         if count <= self.limits.presence_members:
-            written = encode(self._presence.describe(channel))
+            found = presence.describe(channel)
+            found += [describe(id_, None if info is None else msgspec.Raw(info)) for id_, info in absent.items()]
+            written = encode(found)
             if len(written) <= self.limits.write_hard_bytes // 4:
                 return {"members": msgspec.Raw(written)}
         return {"memberCount": count}

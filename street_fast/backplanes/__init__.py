@@ -200,7 +200,7 @@ class Backplane(Protocol):
     """Carries messages between nodes, keeps the history of channels, and knows who is on the other nodes.
 
     Names of channels, ids, keys and infos come checked against `Limits`. Before `start` and after `close`, `publish`,
-    `subscribe` and `read` raise Unavailable, at the call or when awaited; all else does nothing.
+    `subscribe`, `read` and `members` raise Unavailable, at the call or when awaited; all else does nothing.
     """
 
     async def start(self, sink: BackplaneSink) -> None:
@@ -279,6 +279,16 @@ class Backplane(Protocol):
 
     def leave(self, channel: str, member_id: str) -> None:
         """A member is not on this node any more. What never joined is ignored."""
+
+    def members(self, channel: str) -> dict[str, bytes | None] | Awaitable[dict[str, bytes | None]]:
+        """Who is in `channel` on the other nodes: {member id: info}, whether or not this node has subscribed to it.
+
+        All of those who had come when it was called, as far as others have learned of them; none of a node that is
+        known to be dead. The dict is the caller's.
+
+        Raises:
+            Unavailable: that cannot be known now. Rather that than some of them.
+        """
 
     def health(self) -> Health:
         """Whether messages go through now, as far as is known; costs nothing."""

@@ -192,6 +192,11 @@ class MemoryBackplane:
     def leave(self, channel: str, member_id: str) -> None:
         """Nobody to tell."""
 
+    def members(self, channel: str) -> dict[str, bytes | None]:
+        """Nobody: there are no other nodes."""
+        self._started()
+        return {}
+
     # --- questions ---
 
     def health(self) -> Health:

@@ -209,6 +209,9 @@ class BrokerBackplane:
         if self._sink is not None and self._own[channel].pop(member_id, self) is not self:
             self._send_members(channel)
 
+    def members(self, channel: str) -> asyncio.Future[dict[str, bytes | None]]:
+        return self._command(lambda: self._members_elsewhere(channel), self._unavailable, Unavailable("no answer came"))
+
     def health(self) -> Health:
         return Health(self._sink is not None and self._connected, "in a test")
 
@@ -314,13 +317,17 @@ class BrokerBackplane:
         for publication in page.publications:
             self._deliver(channel, publication)
 
-    def tell_members(self, channel: str) -> None:
-        if channel not in self._last:
-            return
+    def _members_elsewhere(self, channel: str) -> dict[str, bytes | None]:
         members: dict[str, bytes | None] = {}
         for node, theirs in self._broker.members[channel].items():
             if node is not self:
                 members |= {member_id: info for member_id, info in theirs.items() if member_id not in members}
+        return members
+
+    def tell_members(self, channel: str) -> None:
+        if channel not in self._last:
+            return
+        members = self._members_elsewhere(channel)
         told, self._told[channel] = self._told[channel], members
         joined = [(member_id, info) for member_id, info in members.items() if told.get(member_id, self) != info]
         left = [member_id for member_id in told if member_id not in members]
