@@ -25,7 +25,7 @@ from street_fast._core import Frame
 from street_fast.auth import Member, TokenRefused
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.backplanes.urls import backplane_at
-from street_fast.errors import CloseCode, ConfigurationError
+from street_fast.errors import CloseCode, ConfigurationError, is_sendable_close_code
 from street_fast.exchange import Exchange, HistoryRules
 from street_fast.handler_types import takes
 from street_fast.http_server import HttpServer
@@ -355,11 +355,16 @@ class Realtime:
         return self.publish(f"user:{user_id}", data, key=key)
 
     def presence(self, channel: str) -> list[str]:
-        """The ids of the members in `channel`, in the order in which they came."""
+        """The ids of the members in `channel`, in the order in which they came.
+
+        Those on other nodes too, as far as this node has heard, if somebody is in the channel here. Of a channel that
+        nobody here is in this node knows nothing: then it is empty, whoever is there on others. (The `presence` of a
+        client, and ``GET {path}/presence``, ask them.)
+        """
         return self.hub.presence(channel)
 
     def members(self, channel: str) -> list[dict[str, Any]]:
-        """The same as ``{"memberId", "info"?}``."""
+        """The same, of the same members, as ``{"memberId", "info"?}``."""
         return self.hub.members(channel)
 
     async def history(self, channel: str, limit: int = 50) -> list[dict[str, Any]]:
@@ -392,8 +397,11 @@ class Realtime:
     ) -> int:
         """Closes the connections of a member, on all nodes, with a code after which clients do not come back.
 
-        Returns how many were of this process. Nodes that cannot be reached at this moment do not hear of it.
+        Returns how many were of this process. Nodes that cannot be reached at this moment do not hear of it. Raises
+        ValueError for a code that may not be sent.
         """
+        if not is_sendable_close_code(code):
+            raise ValueError(f"code={code}: may not be sent; use 1000-1003, 1007-1014 or 3000-4999")
         order = Order(member_id, reason, code=int(code))
         self.exchange.tell_nodes(order)
         return self._follow(order)

@@ -2,7 +2,8 @@
 
     GET  {path}/sse?channel=...      an event stream: the envelopes of docs/protocol.md, one in each event
     POST {path}/send?connection=...  what the client of such a stream sends
-    POST {path}/publish              other programs publish, with an API key
+
+What other programs do, with an API key, is in `server_api`.
 
 A stream is a `SsePeer`: to the hub a peer like any other, to its session a connection. Its id is random enough to be a
 key: whoever knows it speaks for its client. So a POST need not bring the token again, and another page cannot speak for
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from street_fast import publish_api
+from street_fast import server_api
 from street_fast._core import LoopContext
 from street_fast.auth import TokenRefused
 from street_fast.errors import CloseCode, ConnectionClosed, HandshakeRefused
@@ -89,7 +90,7 @@ class RealtimeHttp:
         return [
             ("GET", f"{path}/sse", self.stream),
             ("POST", f"{path}/send", self.send),
-            ("POST", f"{path}/publish", functools.partial(publish_api.publish, self._realtime)),
+            *server_api.routes(self._realtime, path),
         ]
 
     def attach(self, http: Front) -> None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from street_fast.hub import Peer
     from street_fast.realtime import Realtime
 
-__all__ = ["Guest", "Session", "SessionPeer"]
+__all__ = ["Guest", "Session", "SessionPeer", "some_of"]
 
 logger = logging.getLogger("street_fast")
 
@@ -450,7 +450,9 @@ class Session(Publisher):
         channel = self._channel_of(envelope)
         yield from self._catch_breath()
         yield from self._may(channel, "presence")
-        self._answer(envelope, self._realtime.hub.roll(channel))
+        exchange = self._realtime.exchange
+        followed = exchange.is_followed(channel)
+        self._answer(envelope, exchange.hub.roll(channel) if followed else (yield exchange.roll(channel)))
 
     def _history(self, envelope: Envelope) -> Left:
         return self._run(envelope, self._tell_history(envelope))
@@ -470,7 +472,7 @@ class Session(Publisher):
             raise _Refused("bad_request", "the channel keeps no history")
         read = realtime.exchange.backplane.read
         page: Page = yield from self._read(read(channel, history, since=since, limit=wanted.limit))
-        messages = _some_of(page.publications, realtime.limits.write_hard_bytes // 4, newest=since is None)
+        messages = some_of(page.publications, realtime.limits.write_hard_bytes // 4, newest=since is None)
         data: dict[str, Any] = {"messages": _array(messages), "position": str(page.top)}
         if since is not None:
             data["recovered"] = page.recovered
@@ -757,7 +759,7 @@ def _array(items: list[bytes]) -> msgspec.Raw:
     return msgspec.Raw(b"[%b]" % b",".join(items))
 
 
-def _some_of(publications: list[Publication], most_bytes: int, *, newest: bool) -> list[bytes]:
+def some_of(publications: list[Publication], most_bytes: int, *, newest: bool) -> list[bytes]:
     """The oldest, or the `newest`, of the messages that `most_bytes` hold; at least one."""
     found: list[bytes] = []
     for payload, position, _ in reversed(publications) if newest else publications:

@@ -220,9 +220,18 @@ async def test_the_event_stream():
 
 async def test_the_api_for_other_programs():
     blocks = texts("HTTP")
-    assert len(blocks) == 4
+    assert len(blocks) == 12
     async with running() as play:
+        ada = await play.client("ada")
+        ada.ws.send('{"type":"subscribe","channel":"room:5","id":1}')
+        await ada.expect("welcome")
+        await ada.expect("reply")
         for request, answer in zip(blocks[::2], blocks[1::2], strict=True):
             exchange = await ask(play.realtime.port, request)
             assert exchange.status == 200
-            play.compare(json.loads(answer), json.loads(await exchange.body()), request.splitlines()[-1])
+            play.compare(json.loads(answer), json.loads(await exchange.body()), request.splitlines()[0])
+        await ada.ws.wait_closed()
+        events = [event for event in await ada.settle() if event["type"] != "presence"]
+        assert [event["type"] for event in events] == ["message", "message", "unsubscribed"]
+        assert events[-1]["data"] == {"code": "forbidden", "message": "you were rude"}
+        assert (ada.ws.close_code, ada.ws.close_reason) == (1008, "your account is closed")

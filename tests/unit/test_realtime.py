@@ -100,7 +100,10 @@ class TestOptions:
             ({"history": {"room:*": 100}}, "history['room:*']=100: must be a History object, or None"),
             ({"history": {"": History()}}, "history: '' must be the name of a channel or a pattern"),
             ({"history": {5: History()}}, "history: 5 must be"),
-            ({"backplane": "http://me:secret@localhost"}, "backplane='http://localhost': must be the address of a Redis"),
+            (
+                {"backplane": "http://me:secret@localhost"},
+                "backplane='http://localhost': must be the address of a Redis",
+            ),
             ({"backplane": "localhost"}, "backplane='localhost': must be the address of a Redis"),
             ({"backplane": object()}, "it has no start, close, publish"),
             ({"api_key": "short"}, "api_key: must be a string of at least 16"),
@@ -698,6 +701,9 @@ class TestEndings:
         assert world.realtime.disconnect("ben", 4_321, "bye") == 1
         assert (clients[2].close_code, clients[2].close_reason) == (4_321, "bye")
         assert world.realtime._members == {}
+        for code in (1_005, 5_000):
+            with pytest.raises(ValueError, match=f"code={code}"):
+                world.realtime.disconnect("nobody here, and perhaps somebody elsewhere", code)
 
     async def test_a_member_with_many_connections_costs_no_more(self, make):
         world = await make()

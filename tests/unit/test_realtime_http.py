@@ -578,7 +578,15 @@ def test_where_it_is_served():
         realtime = Realtime(StreetWebSocketServer(path=path))
         return [(method, path) for method, path, _ in realtime._http_side.routes()]
 
-    assert paths("/rt") == [("GET", "/rt/sse"), ("POST", "/rt/send"), ("POST", "/rt/publish")]
+    assert paths("/rt") == [
+        ("GET", "/rt/sse"),
+        ("POST", "/rt/send"),
+        ("POST", "/rt/publish"),
+        ("POST", "/rt/disconnect"),
+        ("POST", "/rt/unsubscribe"),
+        ("GET", "/rt/presence"),
+        ("GET", "/rt/history"),
+    ]
     assert paths("/")[0] == ("GET", "/sse")
 
 
