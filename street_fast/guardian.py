@@ -2,8 +2,8 @@
 
 Its standard input is a pipe. When that ends, whoever has started it is gone, or wants an end; however that came about
 (by kill -9, too), it ends the program and removes the folder. When the program ends first, it exits with its status and
-leaves the folder for the next try. Its first line on stdout is the id of the program's process, or why there is none. It is there all the
-time, and should be small: nothing but the standard library, and little of that.
+leaves the folder for the next try. Its first line on stdout is the id of the program's process, or why there is none.
+It is there all the time, and should be small: nothing but the standard library, and little of that.
 """
 
 from __future__ import annotations
