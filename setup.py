@@ -110,9 +110,10 @@ class BuildExtensions(build_ext):
         from Cython.Build import cythonize
 
         # Cython looks for the types of a .py under the name of the source, and `_wheel.pxd` bears that of the module.
-        types = ROOT / f"{ext.name.replace('.', '/')}.pxd"
+        # It sees neither that file nor what is taken from the others.
+        types = (ROOT / "street_fast").glob("*.pxd")
         built = Path(self.get_ext_fullpath(ext.name))
-        stale = types.exists() and built.exists() and types.stat().st_mtime > built.stat().st_mtime
+        stale = built.exists() and max(path.stat().st_mtime for path in types) > built.stat().st_mtime
         # Progress goes to stdout, errors go to stderr; with -q only these are wanted.
         with contextlib.nullcontext() if self.distribution.verbose else contextlib.redirect_stdout(io.StringIO()):
             (with_c,) = cythonize(
