@@ -22,7 +22,6 @@ cdef class Settings:
     cdef Py_ssize_t message_bytes
     cdef Py_ssize_t write_soft_bytes
     cdef Py_ssize_t write_hard_bytes
-    cdef Py_ssize_t outbound_total_bytes
     cdef int fragments
     cdef double ping_interval_s      # 0: no heartbeat
     cdef double pong_timeout_s
@@ -37,6 +36,7 @@ cdef class Settings:
 cdef class LoopContext:
     cdef readonly object loop
     cdef readonly TimerWheel wheel
+    cdef readonly object slow        # SlowConsumers: those whose bytes a transport holds, and slow event streams
     cdef object _clock
     cdef object _read_buffer         # memoryview, shared by all connections of the loop
     cdef uint8_t* _read_start
@@ -53,8 +53,6 @@ cdef class LoopContext:
     cdef object _flush_callback
     cdef PyObject* _reading          # the connection whose bytes are being handled: it flushes itself afterwards
     cdef list _condemned
-    cdef dict _slow                  # connections whose bytes the transport holds, or held lately; in order
-    cdef Timer _slow_timer
     # The joined outbox that the next connection most likely needs too.
     cdef char* _arena
     cdef Py_ssize_t _arena_used
@@ -64,7 +62,7 @@ cdef class LoopContext:
     # Counters.
     cdef uint64_t connections_opened, connections_closed
     cdef uint64_t messages_in, bytes_in, messages_out, bytes_out
-    cdef uint64_t messages_dropped, slow_consumers, outbound_evictions, protocol_errors, writes, slow_reads
+    cdef uint64_t messages_dropped, slow_consumers, protocol_errors, writes, slow_reads
     cdef double _loop_lag, _worst_loop_lag
 
     cpdef double time(self) noexcept
@@ -74,9 +72,6 @@ cdef class LoopContext:
     cdef int add_dirty(self, WebSocketBase ws) except -1
     cdef int schedule_flush(self) except -1
     cdef int condemn(self, WebSocketBase ws) except -1
-    cdef int note_slow(self, WebSocketBase ws) except -1
-    cdef int look_at_slow(self) except -1
-    cdef int evict_largest(self) except -1
     cdef int flush_slice(self) except -1
     cdef int write_failed(self, WebSocketBase ws, error) except -1
     cdef const char* join(self, WebSocketBase ws) noexcept
@@ -130,8 +125,6 @@ cdef class WebSocketBase(FrameParser):
     cdef int append(self, object wire) except -1
     cdef bytes control_frame(self, int opcode, bytes payload)
     cdef Py_ssize_t pending(self) noexcept
-    cdef Py_ssize_t unsent(self) except -1
-    cdef double held(self) except -1
     cdef int flush(self) except -1
     cdef int flush_through_transport(self) except -1
     cdef int took(self, int64_t taken) except -1
@@ -141,7 +134,6 @@ cdef class WebSocketBase(FrameParser):
     cdef int receive(self, uint8_t* data, Py_ssize_t size) except -1
     cdef int fail(self, object error) except -1
     cdef int begin_close(self, int code, str reason, State state, double timeout) except -1
-    cdef int evict(self, str why) except -1
     cdef int drop_transport(self, int code, str reason) except -1
     cdef int wake_waiters(self) except -1
     cdef int look_again_in(self, double delay) except -1

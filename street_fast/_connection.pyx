@@ -48,7 +48,7 @@ import sys
 from street_fast._frames import encode_close
 from street_fast.errors import CloseCode, ConnectionClosed, ProtocolError
 from street_fast.limits import DEFAULT_LIMITS
-from street_fast.memory_limit import process_memory_limit
+from street_fast.slow_consumers import CONNECTIONS, SlowConsumers
 
 cdef extern from "Python.h":
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
@@ -98,7 +98,6 @@ cdef enum:
 
 cdef double SLICE_S = 0.001          # of a flush, before the loop gets its turn
 cdef double LATE_S = 1.0             # a timer this late means that the process was stopped
-cdef double SLOW_ROUND_S = 1.0       # between two looks at what all slow connections hold
 cdef double BLOCKING_S = 0.1         # handlers that keep the loop this long are named in the log
 cdef double NEVER = 1e18
 
@@ -111,7 +110,6 @@ cdef class Settings:
         self.fragments = limits.fragments
         self.write_soft_bytes = limits.write_soft_bytes
         self.write_hard_bytes = limits.write_hard_bytes
-        self.outbound_total_bytes = limits.outbound_total_bytes or process_memory_limit() // 4
         self.ping_interval_s = limits.ping_interval_s or 0.0
         self.pong_timeout_s = limits.pong_timeout_s
         self.close_timeout_s = limits.close_timeout_s
@@ -146,8 +144,8 @@ cdef class LoopContext:
         self._id_prefix = os.urandom(6).hex().encode()
         self._flush_callback = self._flush
         self._condemned = []
-        self._slow = {}
         self.wheel = TimerWheel(self.time, wake=self._wake, on_error=self._timer_failed)
+        self.slow = SlowConsumers(self.wheel)
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -183,10 +181,6 @@ cdef class LoopContext:
         ``loop_lag_ms`` is by how much the last timer was late, ``worst_loop_lag_ms`` the most since the start, and
         ``slow_reads`` how often the handlers of one read kept the loop for longer than 100 ms, which is logged.
         """
-        cdef WebSocketBase ws
-        waiting = 0
-        for ws in self._slow:
-            waiting += ws.unsent()
         return {
             "connections": self.connections_opened - self.connections_closed,
             "connections_opened": self.connections_opened,
@@ -194,11 +188,11 @@ cdef class LoopContext:
             "bytes_in": self.bytes_in,
             "messages_out": self.messages_out,
             "bytes_out": self.bytes_out,
-            "bytes_waiting": waiting,
+            "bytes_waiting": self.slow.bytes_waiting(CONNECTIONS),
             "writes": self.writes,
             "messages_dropped": self.messages_dropped,
             "slow_consumers": self.slow_consumers,
-            "outbound_evictions": self.outbound_evictions,
+            "outbound_evictions": self.slow.evicted[CONNECTIONS],
             "protocol_errors": self.protocol_errors,
             "slow_reads": self.slow_reads,
             "loop_lag_ms": round(1_000 * self._loop_lag),
@@ -251,56 +245,6 @@ cdef class LoopContext:
     def _timer_failed(self, error):
         self.loop.call_exception_handler({"message": "a street_fast timer failed", "exception": error})
 
-    # --- what all slow connections hold ---
-
-    cdef int note_slow(self, WebSocketBase ws) except -1:
-        # Who is slow once is looked at until it is no more; there are no rounds while nobody is.
-        self._slow[ws] = None
-        if self._slow_timer is None:
-            self._slow_timer = self.wheel.schedule(SLOW_ROUND_S, slow_timer_fired, self)
-        return 0
-
-    cdef int look_at_slow(self) except -1:
-        cdef WebSocketBase ws
-        cdef Py_ssize_t size
-        cdef double total = 0, allowed = NEVER
-        self._slow_timer = None
-        for ws in list(self._slow):
-            size = ws.unsent()
-            if size == 0 or ws._state != OPEN:
-                self._slow.pop(ws, None)
-            else:
-                total += size
-                allowed = min(allowed, ws._settings.outbound_total_bytes)
-        if total > allowed:
-            self.evict_largest()
-        if self._slow:
-            self._slow_timer = self.wheel.schedule(SLOW_ROUND_S, slow_timer_fired, self)
-        return 0
-
-    cdef int evict_largest(self) except -1:
-        # Many may wait for the very same frames, which are in memory once: what counts is what each keeps from being
-        # freed.
-        cdef WebSocketBase ws
-        cdef double held, total
-        cdef Py_ssize_t evicted = 0, allowed = 0
-        sizes = [(ws.held(), ws) for ws in self._slow]
-        total = before = sum([held for held, _ in sizes])
-        for held, ws in sorted(sizes, key=lambda pair: pair[0], reverse=True):
-            if total > ws._settings.outbound_total_bytes:
-                allowed = ws._settings.outbound_total_bytes
-                total -= held
-                evicted += 1
-                self._slow.pop(ws, None)
-                ws.evict("too many bytes wait for all, and many of them for you")
-        if evicted:
-            self.outbound_evictions += evicted
-            logger.warning(
-                "%d slow connections were evicted: all together held %d bytes, and Limits.outbound_total_bytes is %d",
-                evicted, before, allowed,
-            )
-        return 0
-
     # --- flushing ---
 
     cdef int add_dirty(self, WebSocketBase ws) except -1:
@@ -339,7 +283,7 @@ cdef class LoopContext:
             self._condemned = []
             for ws in condemned:
                 ws._condemned = False
-                ws.evict(f"more than {ws._settings.write_hard_bytes} bytes wait for you")
+                ws._evict(f"more than {ws._settings.write_hard_bytes} bytes wait for you")
         self.flush_slice()
 
     cdef int flush_slice(self) except -1:
@@ -526,7 +470,7 @@ cdef class WebSocketBase(FrameParser):
             # calls resume_writing() in the end.
             self._blocked = True
             self._progress_time = context.now()
-            context.note_slow(self)
+            context.slow.note(self, CONNECTIONS)
             if self._outbox_count:
                 self.hand_over(0)
         if self._outbox_count and not self._is_dirty:
@@ -590,7 +534,7 @@ cdef class WebSocketBase(FrameParser):
         self.stop()
         self.release(self._outbox_count)
         self._pong = self._in_flight = None
-        self.context._slow.pop(self, None)
+        self.context.slow.forget(self)
         if self._timer is not None:
             self.context.wheel.cancel(self._timer)
             self._timer = None
@@ -621,6 +565,11 @@ cdef class WebSocketBase(FrameParser):
         if self.context is None:
             raise RuntimeError(f"WebSocket.__init__() was not called by {type(self).__name__}")
         return f"{self.context._id_prefix.decode()}{self._id:x}"
+
+    @property
+    def limits(self):
+        """The bounds that it has."""
+        return None if self._settings is None else self._settings.limits
 
     @property
     def closed(self):
@@ -893,15 +842,6 @@ cdef class WebSocketBase(FrameParser):
             self._state = DONE
         return 0
 
-    cdef int evict(self, str why) except -1:
-        # References to what it will not get are let go at once; a frame in flight is the transport's already.
-        if self._state != OPEN:
-            return 0
-        self.context.slow_consumers += 1
-        self.release(self._outbox_count)
-        self._pong = None
-        return self.begin_close(CloseCode.SLOW_CONSUMER, why, CLOSING, self._settings.abort_timeout_s)
-
     cdef int drop_transport(self, int code, str reason) except -1:
         self._fd = -1
         self.stop()
@@ -992,27 +932,6 @@ cdef class WebSocketBase(FrameParser):
 
     cdef Py_ssize_t pending(self) noexcept:
         return self._outbox_bytes + self._handed_over
-
-    cdef Py_ssize_t unsent(self) except -1:
-        # Of a slow peer; 0 if it is none any more.
-        cdef Py_ssize_t left
-        if self.transport is None or (self._fd >= 0 and not self._blocked):
-            return 0
-        left = self.transport.get_write_buffer_size()
-        return left + self._outbox_bytes if left or self._blocked else 0
-
-    cdef double held(self) except -1:
-        # What would be freed without this connection: of a frame that others hold too, its part.
-        cdef int i
-        cdef double size
-        if self.transport is None:
-            return 0.0
-        size = self.transport.get_write_buffer_size()
-        if self._in_flight is not None:
-            size /= max(1, Py_REFCNT(<PyObject*>self._in_flight) // 2)  # the transport has a reference too
-        for i in range(self._outbox_count):
-            size += <double>PyBytes_GET_SIZE(<object>self._outbox[i]) / Py_REFCNT(self._outbox[i])
-        return size
 
     cdef int flush(self) except -1:
         cdef sf_iovec[64] parts
@@ -1114,7 +1033,7 @@ cdef class WebSocketBase(FrameParser):
         if self._blocked:
             return 0
         if self.transport is not None and self.transport.get_write_buffer_size():  # not yet above its mark
-            self.context.note_slow(self)
+            self.context.slow.note(self, CONNECTIONS)
         self._handed_over = 0
         return self.emptied()
 
@@ -1146,7 +1065,7 @@ cdef class WebSocketBase(FrameParser):
     def pause_writing(self):
         self._blocked = True
         self._progress_time = self.context.now()
-        self.context.note_slow(self)
+        self.context.slow.note(self, CONNECTIONS)
         self.look_again_in(self._settings.write_stall_timeout_s / 4)
 
     def resume_writing(self):
@@ -1186,6 +1105,38 @@ cdef class WebSocketBase(FrameParser):
         self._waiters = waiting or None
         return 0
 
+    # --- for SlowConsumers ---
+
+    def _bytes_waiting(self):
+        # 0 for one that is not slow any more.
+        cdef Py_ssize_t left
+        if self.transport is None or (self._fd >= 0 and not self._blocked):
+            return 0
+        left = self.transport.get_write_buffer_size()
+        return left + self._outbox_bytes if left or self._blocked else 0
+
+    def _bytes_held(self):
+        # What would be freed without this connection: of a frame that others hold too, its part.
+        cdef int i
+        cdef double size
+        if self.transport is None:
+            return 0.0
+        size = self.transport.get_write_buffer_size()
+        if self._in_flight is not None:
+            size /= max(1, Py_REFCNT(<PyObject*>self._in_flight) // 2)  # the transport has a reference too
+        for i in range(self._outbox_count):
+            size += <double>PyBytes_GET_SIZE(<object>self._outbox[i]) / Py_REFCNT(self._outbox[i])
+        return size
+
+    def _evict(self, str why):
+        # References to what it will not get are let go at once; a frame in flight is the transport's already.
+        if self._state != OPEN:
+            return
+        self.context.slow_consumers += 1
+        self.release(self._outbox_count)
+        self._pong = None
+        self.begin_close(CloseCode.SLOW_CONSUMER, why, CLOSING, self._settings.abort_timeout_s)
+
     # --- deadlines ---
 
     cdef int look_again_in(self, double delay) except -1:
@@ -1212,7 +1163,7 @@ cdef class WebSocketBase(FrameParser):
                 self._handed_over = left
                 self._progress_time = now
             elif now - self._progress_time >= settings.write_stall_timeout_s:
-                self.evict(f"nothing was read for {settings.write_stall_timeout_s:g} s")
+                self._evict(f"nothing was read for {settings.write_stall_timeout_s:g} s")
             wait = settings.write_stall_timeout_s / 4
         if self._message_began and self._state == OPEN and not self.paused:
             if now - self._message_began >= settings.assembly_timeout_s:
@@ -1264,10 +1215,6 @@ cdef class WebSocketBase(FrameParser):
 
 def timer_fired(WebSocketBase ws):
     ws.on_timer()
-
-
-def slow_timer_fired(LoopContext context):
-    context.look_at_slow()
 
 
 def unix_time_ms():

@@ -42,7 +42,7 @@ from street_fast._frames_py import (
 from street_fast._wheel_py import Timer, TimerWheel
 from street_fast.errors import CloseCode, ConnectionClosed, ProtocolError
 from street_fast.limits import DEFAULT_LIMITS, Limits
-from street_fast.memory_limit import process_memory_limit
+from street_fast.slow_consumers import CONNECTIONS, SlowConsumers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,7 +56,6 @@ _PRIVATE_BUFFER_BYTES = 65_536
 _FRAMES_PER_WRITE = 64
 _SLICE_S = 0.001  # of a flush, before the loop gets its turn
 _LATE_S = 1.0  # a timer this late means that the process was stopped
-_SLOW_ROUND_S = 1.0  # between two looks at what all slow connections hold
 _BLOCKING_S = 0.1  # handlers that keep the loop this long are named in the log
 _NEVER = 1e18
 _DIRECT = sys.platform != "win32"  # there, transports own their handles through overlapped I/O
@@ -101,8 +100,6 @@ class LoopContext:
         self._flush_scheduled = False
         self._reading: WebSocket | None = None  # its bytes are being handled: it flushes itself afterwards
         self._condemned: dict[WebSocket, None] = {}
-        self._slow: dict[WebSocket, None] = {}  # whose bytes the transport holds, or held lately
-        self._slow_timer: Timer | None = None
         self._wake_handle: asyncio.TimerHandle | None = None
         self._wake_time = 0.0
         self._connections_opened = 0
@@ -114,12 +111,12 @@ class LoopContext:
         self._writes = 0
         self._messages_dropped = 0
         self._slow_consumers = 0
-        self._outbound_evictions = 0
         self._slow_reads = 0
         self._loop_lag = 0.0
         self._worst_loop_lag = 0.0
         self._protocol_errors = 0
         self.wheel = TimerWheel(self.time, wake=self._wake, on_error=self._timer_failed)
+        self.slow = SlowConsumers(self.wheel)  # event streams are in it, too
 
     @staticmethod
     def of(loop: asyncio.AbstractEventLoop | None = None) -> LoopContext:
@@ -148,11 +145,11 @@ class LoopContext:
             "bytes_in": self._bytes_in,
             "messages_out": self._messages_out,
             "bytes_out": self._bytes_out,
-            "bytes_waiting": sum(ws._unsent() for ws in self._slow),
+            "bytes_waiting": self.slow.bytes_waiting(CONNECTIONS),
             "writes": self._writes,
             "messages_dropped": self._messages_dropped,
             "slow_consumers": self._slow_consumers,
-            "outbound_evictions": self._outbound_evictions,
+            "outbound_evictions": self.slow.evicted[CONNECTIONS],
             "protocol_errors": self._protocol_errors,
             "slow_reads": self._slow_reads,
             "loop_lag_ms": round(1_000 * self._loop_lag),
@@ -186,45 +183,6 @@ class LoopContext:
 
     def _timer_failed(self, error: BaseException) -> None:
         self.loop.call_exception_handler({"message": "a street_fast timer failed", "exception": error})
-
-    # --- what all slow connections hold ---
-
-    def _note_slow(self, ws: WebSocket) -> None:
-        # Who is slow once is looked at until it is no more; there are no rounds while nobody is.
-        self._slow[ws] = None
-        if self._slow_timer is None:
-            self._slow_timer = self.wheel.schedule(_SLOW_ROUND_S, LoopContext._look_at_slow, self)
-
-    def _look_at_slow(self) -> None:
-        self._slow_timer = None
-        sizes = {ws: ws._unsent() for ws in self._slow if ws._state == _State.OPEN}
-        self._slow = {ws: None for ws, size in sizes.items() if size}
-        if self._slow and sum(sizes.values()) > min(_total_allowed(ws) for ws in self._slow):
-            self._evict_largest()
-        if self._slow:
-            self._slow_timer = self.wheel.schedule(_SLOW_ROUND_S, LoopContext._look_at_slow, self)
-
-    def _evict_largest(self) -> None:
-        # Many may wait for the very same frames, which are in memory once: what counts is what each keeps from being
-        # freed.
-        held = {ws: ws._held() for ws in self._slow}
-        total = before = sum(held.values())
-        evicted = allowed = 0
-        for ws in sorted(held, key=held.__getitem__, reverse=True):
-            if total > _total_allowed(ws):
-                allowed = _total_allowed(ws)
-                total -= held[ws]
-                evicted += 1
-                self._slow.pop(ws, None)
-                ws._evict("too many bytes wait for all, and many of them for you")
-        if evicted:
-            self._outbound_evictions += evicted
-            logger.warning(
-                "%d slow connections were evicted: all together held %d bytes, and Limits.outbound_total_bytes is %d",
-                evicted,
-                before,
-                allowed,
-            )
 
     # --- flushing ---
 
@@ -268,10 +226,6 @@ class LoopContext:
             {"message": f"writing to connection {ws.id} failed", "exception": error, "transport": ws.transport}
         )
         ws._drop_transport(f"connection lost: {error}")
-
-
-def _total_allowed(ws: WebSocket) -> int:
-    return ws._limits.outbound_total_bytes or process_memory_limit() // 4
 
 
 class WebSocket(FrameParser, asyncio.BufferedProtocol):
@@ -367,7 +321,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             # The transport has a backlog, and above its limit of 0 it will call resume_writing().
             self._blocked = True
             self._progress_time = context.time()
-            context._note_slow(self)
+            context.slow.note(self, CONNECTIONS)
             if self._outbox:
                 self._hand_over(0)
         if self._outbox:
@@ -427,7 +381,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         self.halt()
         self._release_all()
         self._pong = self._in_flight = None
-        self.context._slow.pop(self, None)
+        self.context.slow.forget(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -454,6 +408,11 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     def id(self) -> str:
         """A name that no other connection has, also not on other machines."""
         return f"{self.context._id_prefix}{self._id:x}"
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds that it has."""
+        return self._limits
 
     @property
     def closed(self) -> bool:
@@ -696,15 +655,6 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         elif self._state == _State.CLOSING:
             self._state = _State.DONE
 
-    def _evict(self, why: str) -> None:
-        # References to what it will not get are let go at once; a frame in flight is the transport's already.
-        if self._state != _State.OPEN:
-            return
-        self.context._slow_consumers += 1
-        self._release_all()
-        self._pong = None
-        self._begin_close(CloseCode.SLOW_CONSUMER, why, _State.CLOSING, self._limits.abort_timeout_s)
-
     def _drop_transport(self, reason: str) -> None:
         self._fd = -1
         self.halt()
@@ -746,23 +696,6 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     @property
     def _pending(self) -> int:
         return self._outbox_bytes + self._handed_over
-
-    def _unsent(self) -> int:
-        # Of a slow peer; 0 if it is none any more.
-        if self.transport is None or (self._fd >= 0 and not self._blocked):
-            return 0
-        left = self.transport.get_write_buffer_size()
-        return left + self._outbox_bytes if left or self._blocked else 0
-
-    def _held(self) -> float:
-        # What would be freed without this connection: of a frame that others hold too, its part.
-        if self.transport is None:
-            return 0.0
-        size: float = self.transport.get_write_buffer_size()
-        if self._in_flight is not None:
-            size /= max(1, (sys.getrefcount(self._in_flight) - 1) // 2)  # the transport has a reference too
-        # Two references are of the loop and the call, one of them from 3.14 on.
-        return size + sum(len(wire) / max(1, sys.getrefcount(wire) - 2) for wire in self._outbox)
 
     def _append(self, wire: bytes) -> None:
         self._outbox.append(wire)
@@ -839,7 +772,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
         if self._blocked:
             return False
         if self._fd < 0 and self.transport is not None and self.transport.get_write_buffer_size():
-            self.context._note_slow(self)  # not yet above its mark
+            self.context.slow.note(self, CONNECTIONS)  # not yet above its mark
         self._handed_over = 0
         return True
 
@@ -868,7 +801,7 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         self._blocked = True
         self._progress_time = self.context.time()
-        self.context._note_slow(self)
+        self.context.slow.note(self, CONNECTIONS)
         self._look_again_in(self._limits.write_stall_timeout_s / 4)
 
     def resume_writing(self) -> None:
@@ -904,6 +837,34 @@ class WebSocket(FrameParser, asyncio.BufferedProtocol):
             else:
                 waiting.append((for_drain, future))
         self._waiters = waiting
+
+    # --- for SlowConsumers ---
+
+    def _bytes_waiting(self) -> int:
+        # 0 for one that is not slow any more.
+        if self.transport is None or (self._fd >= 0 and not self._blocked):
+            return 0
+        left = self.transport.get_write_buffer_size()
+        return left + self._outbox_bytes if left or self._blocked else 0
+
+    def _bytes_held(self) -> float:
+        # What would be freed without this connection: of a frame that others hold too, its part.
+        if self.transport is None:
+            return 0.0
+        size: float = self.transport.get_write_buffer_size()
+        if self._in_flight is not None:
+            size /= max(1, (sys.getrefcount(self._in_flight) - 1) // 2)  # the transport has a reference too
+        # Two references are of the loop and the call, one of them from 3.14 on.
+        return size + sum(len(wire) / max(1, sys.getrefcount(wire) - 2) for wire in self._outbox)
+
+    def _evict(self, why: str) -> None:
+        # References to what it will not get are let go at once; a frame in flight is the transport's already.
+        if self._state != _State.OPEN:
+            return
+        self.context._slow_consumers += 1
+        self._release_all()
+        self._pong = None
+        self._begin_close(CloseCode.SLOW_CONSUMER, why, _State.CLOSING, self._limits.abort_timeout_s)
 
     # --- deadlines ---
 

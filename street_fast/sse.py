@@ -203,11 +203,6 @@ class SseStream:
         """Bytes that were sent here and that nobody has taken, as far as is known."""
         return self._queued + self._unsent
 
-    def bytes_held(self) -> float:
-        """What would be freed without this stream: of an event that others hold too, its part."""
-        # Two references are of the loop and the call, one of them from Python 3.14 on.
-        return self._unsent + sum(len(event) / max(1, sys.getrefcount(event) - 2) for event in self._queue)
-
     def __repr__(self) -> str:
         # Without the id, which may be a key: who knows that of a client of Realtime can speak for it.
         return f"<{type(self).__name__} {self._state.name.lower()}, {self.bytes_buffered} bytes wait>"
@@ -268,19 +263,6 @@ class SseStream:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(future)
             await future
-
-    def evict(self, why: str) -> None:
-        """Closes the stream of a client that is too slow. References to what it will not get are let go at once."""
-        if self._state is not _OPEN:
-            return
-        logger.debug("an event stream is closed: %s", why)
-        if self._context is not None:
-            self._context.slow()
-        self._queue.clear()
-        self._queued = 0
-        if self.farewell:
-            self._append(self.farewell)
-        self._begin_close(CloseCode.SLOW_CONSUMER, why)
 
     def add_close_callback(self, callback: Callable[[Any], object]) -> None:
         """Calls ``callback(self)`` once, when the stream has ended; now, if it has."""
@@ -423,7 +405,7 @@ class SseStream:
                 self._context.dropped()
             return False
         if waiting > self.limits.write_hard_bytes:
-            self.evict(f"more than {self.limits.write_hard_bytes} bytes wait for you")
+            self._evict(f"more than {self.limits.write_hard_bytes} bytes wait for you")
         return self._state is _OPEN
 
     def _append(self, event: bytes, *, first: bool = False) -> None:
@@ -472,6 +454,29 @@ class SseStream:
             for future in waiters:
                 if not future.done():
                     future.set_result(None)
+
+    # --- for SlowConsumers ---
+
+    def _bytes_waiting(self) -> int:
+        return self.bytes_buffered
+
+    def _bytes_held(self) -> float:
+        # What would be freed without this stream: of an event that others hold too, its part.
+        # Two references are of the loop and the call, one of them from Python 3.14 on.
+        return self._unsent + sum(len(event) / max(1, sys.getrefcount(event) - 2) for event in self._queue)
+
+    def _evict(self, why: str) -> None:
+        # References to what it will not get are let go at once.
+        if self._state is not _OPEN:
+            return
+        logger.debug("an event stream is closed: %s", why)
+        if self._context is not None:
+            self._context.slow()
+        self._queue.clear()
+        self._queued = 0
+        if self.farewell:
+            self._append(self.farewell)
+        self._begin_close(CloseCode.SLOW_CONSUMER, why)
 
     # --- the end ---
 
@@ -576,7 +581,7 @@ class SseStream:
                 self._progress_time = now
             self._unsent = left
         if now - self._progress_time >= stall_s:
-            self.evict(f"nothing was read for {stall_s:g} s")
+            self._evict(f"nothing was read for {stall_s:g} s")
 
 
 class _Receiver(asyncio.Protocol):

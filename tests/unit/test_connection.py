@@ -11,11 +11,11 @@ import asyncio
 import dataclasses
 import gc
 import logging
-import sys
 import time
 
 import pytest
 
+from street_fast import slow_consumers
 from street_fast.errors import ConnectionClosed
 from street_fast.limits import Limits
 from tests.connection_harness import MemoryTransport, Panic, codes, drive
@@ -786,8 +786,8 @@ class TestTotal:
         world.advance(1.1)
         assert [each.ws.closed for each in (big, biggest, small)] == [False, False, True]
 
-    def test_the_default_is_a_quarter_of_what_the_process_may_have(self, world, core, monkeypatch):
-        monkeypatch.setattr(sys.modules[core.LoopContext.__module__], "process_memory_limit", lambda: 400_000)
+    def test_the_default_is_a_quarter_of_what_the_process_may_have(self, world, monkeypatch):
+        monkeypatch.setattr(slow_consumers, "process_memory_limit", lambda: 400_000)
         connections = self.slow(world, 60_000, 50_000, limits=Limits(ping_interval_s=None))
         world.advance(1.1)
         assert [each.ws.closed for each in connections] == [True, False]

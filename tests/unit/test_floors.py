@@ -18,7 +18,7 @@ PACKAGE = Path(street_fast.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors", "limits", "memory_limit", "metric_names", "metrics", "process_stats"},
     {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "jwt_keys", "messages"},
-    {"_connection", "_connection_py", "_core", "_intake", "_intake_py"},
+    {"_connection", "_connection_py", "_core", "_intake", "_intake_py", "slow_consumers"},
     {
         "auth",
         "backplanes",
@@ -113,6 +113,8 @@ SAME_FLOOR = {
     ("_frames_py", "_frames"),
     ("limits", "errors"),
     ("handshake", "request"),
+    ("_connection", "slow_consumers"),
+    ("_connection_py", "slow_consumers"),
     ("_core", "_connection"),
     ("_core", "_connection_py"),
     ("_core", "_intake"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from street_fast import stream_context
+from street_fast import slow_consumers
 from street_fast._core import LoopContext
 from street_fast.limits import Limits
 from street_fast.sse import SseStream, encode_event
@@ -64,7 +64,7 @@ async def test_the_largest_go_while_there_is_too_much(slow, caplog):
     await slow.wait(10)
     assert slow.stats["slow_consumers"] == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "1 slow event streams were closed: all together held 130020 bytes, and Limits.outbound_total_bytes is 100000"
+        "1 slow event streams were evicted: all together held 130020 bytes, and Limits.outbound_total_bytes is 100000"
     ]
     for each in (a, c, d, healthy):
         each.abort()
@@ -114,7 +114,7 @@ async def test_each_stream_has_the_bound_of_its_limits(slow):
 
 
 async def test_the_default_is_a_quarter_of_what_the_process_may_have(slow, monkeypatch):
-    monkeypatch.setattr(stream_context, "process_memory_limit", lambda: 400_000)
+    monkeypatch.setattr(slow_consumers, "process_memory_limit", lambda: 400_000)
     streams = [await slow.stream(size, Limits()) for size in (60_000, 50_000)]
     await slow.wait(1.5)
     assert [each.closed for each in streams] == [True, False]
