@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import brokers
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -26,6 +28,9 @@ LIBRARIES = (
     "python-socketio",
     "orjson",
     "msgspec",
+    "redis",
+    "hiredis",
+    "nats-py",
 )
 NODE_LIBRARIES = ("socket.io", "ws", "bufferutil")
 NODE_LOCK = Path(__file__).parent / "peers" / "socketio_node" / "package-lock.json"
@@ -53,7 +58,7 @@ def facts() -> dict[str, str]:
             1:-1
         ]
         found |= {name: packages[f"node_modules/{name}"]["version"] for name in NODE_LIBRARIES}
-    return found
+    return found | brokers.versions()
 
 
 def processor() -> str:

@@ -9,12 +9,13 @@ from servers import MESSAGE_BYTES, REALTIME
 FULL = ("floor", "street_fast", "hub", "socket", "picows", "aiohttp", "websockets", "pure")
 NO_HUB = tuple(name for name in FULL if name != "hub")
 SOCKETIO = ("socketio", "socketio_node")
+NODES = ("nodes_redis", "nodes_nats", "nodes_redis_history", "nodes_nats_history")
 BARE = ("floor", "street_fast", "picows", "aiohttp", "websockets", "pure")
 
 
 @dataclass(frozen=True)
 class Load:
-    """One call of loadgen per server and round."""
+    """One call of loadgen, or of another program with that mode, per server and round."""
 
     name: str
     title: str
@@ -124,12 +125,50 @@ LOADS = (
         unit="B",
         section="realtime",
     ),
+    Load(
+        "nodes_publish",
+        "One publish to 1,000 subscribers on each of two nodes",
+        "fanout",
+        ("realtime", "apart", *NODES),
+        {"connections": 1_000},  # of each node
+        section="nodes",
+        bases=("realtime",),
+    ),
+    Load(
+        "latency",
+        "From node to node, 1,000 messages of 300 bytes per second",
+        "paced",
+        ("bare_redis", "redis", "redis_history", "redis_clients", "bare_nats", "nats", "nats_history", "nats_clients"),
+        {"rate": 1_000},
+        metric="p50_us",
+        section="nodes",
+    ),
+    Load(
+        "throughput",
+        "From node to node, as many messages of 300 bytes as go through",
+        "flood",
+        ("redis_benchmark", "redis", "redis_history", "nats", "nats_history"),
+        metric="per_second",
+        unit="messages/s",
+        section="nodes",
+        bases=("redis_benchmark",),
+    ),
+    Load(
+        "keyed",
+        "Publishes with a key by four nodes, each of which hears them all",
+        "keyed",
+        ("redis", "redis_history", "nats", "nats_history"),
+        {"workers": 4, "in-flight": 16},
+        metric="per_second",
+        unit="messages/s",
+        section="nodes",
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One row of the table of goals: a figure of the load bench that must not be above a limit.
+    """One row of the table of goals: a figure of the load bench that must not be above a limit; or, `at_least`, below.
 
     ``relative_to`` names the server whose figure of the same round divides ours; None: the figure itself. ``figure``
     is the load's metric, if nothing else is said.
@@ -141,6 +180,7 @@ class Goal:
     limit: float
     relative_to: str | None = None
     figure: str | None = None
+    at_least: bool = False
 
 
 GOALS = (
@@ -169,6 +209,30 @@ GOALS = (
         "wrong",
     ),
     Goal("bytes of process memory per idle subscriber, 10,000 in one channel", "realtime_idle", "realtime", 4_096),
+    Goal(
+        "two nodes on Redis, 1,000 subscribers each: CPU per delivery, against one node alone",
+        "nodes_publish",
+        "nodes_redis",
+        1.10,
+        "realtime",
+    ),
+    Goal("the same on NATS", "nodes_publish", "nodes_nats", 1.10, "realtime"),
+    Goal(
+        "node to node through Redis, median, against bare redis-py through the same broker",
+        "latency",
+        "redis",
+        2,
+        "bare_redis",
+    ),
+    Goal("the same through NATS, against bare nats-py", "latency", "nats", 2, "bare_nats"),
+    Goal(
+        "publishes per second that reach another node through one Redis, of what redis-benchmark does",
+        "throughput",
+        "redis",
+        0.4,
+        "redis_benchmark",
+        at_least=True,
+    ),
 )
 
 

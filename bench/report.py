@@ -7,6 +7,7 @@ results that are there, without measuring.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -28,15 +29,25 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PERFORMANCE = HERE.parent / "docs" / "performance.md"
 LOAD = {load.name: load for load in LOADS}
-SECTIONS = {"servers": ("goals", "loads"), "realtime": ("realtime-goals", "realtime-loads")}  # names of their blocks
+SECTIONS = {  # names of their blocks
+    "servers": ("goals", "loads"),
+    "realtime": ("realtime-goals", "realtime-loads"),
+    "nodes": ("nodes-goals", "nodes-loads"),
+}
 TOLD = ("uvloop", "picows", "aiohttp", "websockets", "python-socketio", "Node.js", "socket.io")
+TOLD_OF_NODES = ("uvloop", "redis", "hiredis", "nats-py", "Valkey", "nats-server", "redis-benchmark")
+CALLED = {"redis": "redis-py"}
 SHORT = {
     "floor": "bare C",
     "picows": "picows",
     "street_fast": "bare echo",
     "socketio": "python-socketio",
     "socketio_node": "Socket.IO",
+    "realtime": "one node alone",
+    "redis_benchmark": "redis-benchmark",
 }
+ORDER = ("machine", *SECTIONS["servers"], *SECTIONS["realtime"], "nodes-machine", *SECTIONS["nodes"], "micro")
+BARE_PEER = {"redis": "bare_redis", "nats": "bare_nats"}  # by broker
 
 
 def ratios(loads: Loads, load: str, server: str, base: str) -> list[float]:
@@ -122,9 +133,41 @@ def fairness_table(load: Load, loads: Loads) -> str:
     return table(header, rows)
 
 
+def figure_cell(columns: Columns, figure: str) -> str:
+    return number(median(columns[figure])) if figure in columns else ""
+
+
+def paced_table(load: Load, loads: Loads) -> str:
+    rows = []
+    for name, columns in loads[load.name].items():
+        bare = BARE_PEER[SERVERS[name].broker or ""]
+        row = [SERVERS[name].label, number(median(columns["p50_us"])), spread(columns["p50_us"], number)]
+        row += [ratio_cell(ratios(loads, load.name, name, bare)), figure_cell(columns, "p99_us")]
+        processes = () if SERVERS[name].ends == "websocket" else ("publisher_us", "receiver_us")
+        rows.append(row + [figure_cell(columns, figure) for figure in processes] + [""] * (2 - len(processes)))
+    header = ["way", "p50 µs", "lowest – highest", "× bare client", "p99 µs", "publisher's CPU µs", "receiver's CPU µs"]
+    return table(header, rows)
+
+
+def rate_table(load: Load, loads: Loads) -> str:
+    rows = []
+    answered = load.mode == "keyed"
+    figures = ("p50_us", "p99_us", "publisher_us") if answered else ("publisher_us", "receiver_us", "broker_us")
+    for name, columns in loads[load.name].items():
+        row = [SERVERS[name].label, number(median(columns["per_second"])), spread(columns["per_second"], number)]
+        row += [ratio_cell(ratios(loads, load.name, name, base)) for base in load.bases if not answered]
+        rows.append([*row, *(figure_cell(columns, figure) for figure in figures)])
+    costs = ["publisher's CPU µs", "receiver's CPU µs", "broker's CPU µs"]
+    header = ["way", "answered per second" if answered else "messages per second", "lowest – highest"]
+    if answered:
+        return table([*header, "answer after µs, p50", "p99", "nodes' CPU µs"], rows)
+    return table([*header, *(f"× {SHORT[base]}" for base in load.bases), *costs], rows)
+
+
 def load_tables(results: Results, section: str) -> str:
     loads: Loads = results["loads"]
     tables = {"idle": idle_table, "fairness": fairness_table, "recover": recover_table}
+    tables |= {"paced": paced_table, "flood": rate_table, "keyed": rate_table}
     return "\n\n".join(
         f"### {load.title}\n\n{tables.get(load.mode, cpu_table)(load, loads)}"
         for load in LOADS
@@ -147,7 +190,8 @@ def goal_row(goal: Goal, loads: Loads) -> list[str] | None:
     form = "{:,.0f}".format if whole else "{:.3f}".format
     limit = f"{goal.limit:,.0f}" if whole else f"{goal.limit:.2f}"
     measured = max(values) if goal.limit == 0 else median(values)
-    return [goal.text, f"≤ {limit}", form(measured), spread(values, form), verdict(measured <= goal.limit)]
+    met = measured >= goal.limit if goal.at_least else measured <= goal.limit
+    return [goal.text, f"{'≥' if goal.at_least else '≤'} {limit}", form(measured), spread(values, form), verdict(met)]
 
 
 def micro_goal_row(goal: MicroGoal, micro: dict[str, dict[str, float]]) -> list[str] | None:
@@ -183,9 +227,9 @@ def duration(seconds: float) -> str:
     return f"{number(seconds)} s"
 
 
-def machine_line(results: Results) -> str:
+def machine_line(results: Results, told: Sequence[str] = TOLD) -> str:
     facts = results["machine"]
-    libraries = [f"{name} {facts[name]}" for name in TOLD if name in facts]
+    libraries = [f"{CALLED.get(name, name)} {facts[name]}" for name in told if name in facts]
     foreign = [
         value for servers in results["loads"].values() for columns in servers.values() for value in columns["foreign"]
     ]
@@ -198,12 +242,17 @@ def machine_line(results: Results) -> str:
 
 
 def blocks(results: Results) -> dict[str, str]:
-    made = {"machine": machine_line(results)}
+    made = {}
+    if "loads" in results:
+        made["machine"] = machine_line(results)
+        made["micro"] = micro_table(results)
+    if "nodes" in results:
+        made["nodes-machine"] = machine_line(results["nodes"], TOLD_OF_NODES)
     for section, (goals, loads) in SECTIONS.items():
-        if any(LOAD[name].section == section for name, servers in results["loads"].items() if servers):
-            made |= {goals: goals_table(results, section), loads: load_tables(results, section)}
-    made["micro"] = micro_table(results)
-    return {name: text for name, text in made.items() if text}
+        part = results.get("nodes", {}) if section == "nodes" else results
+        if any(LOAD[name].section == section for name, servers in part.get("loads", {}).items() if servers):
+            made |= {goals: goals_table(part, section), loads: load_tables(part, section)}
+    return {name: made[name] for name in ORDER if made.get(name)}
 
 
 def markdown(results: Results) -> str:
@@ -229,7 +278,10 @@ def as_json(results: Results) -> str:
 
 
 def write(results: Results) -> None:
+    """Keeps them; what was not measured this time stays as it was."""
     RESULTS.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        results = json.loads((RESULTS / "results.json").read_text()) | results
     (RESULTS / "results.json").write_text(as_json(results))
     (RESULTS / "results.md").write_text(f"# Results\n\n{markdown(results)}\n")
     (RESULTS / "results.svg").write_text(picture.draw(results["loads"], machine_line(results)))

@@ -4,6 +4,8 @@ Every server is a process of its own that listens on a free port of 127.0.0.1 an
 ``/fanout`` a message from any connection goes to all connections of that path, on ``/echo`` back to its sender;
 ``/idle``, where a server has it, is what the memory of idle connections is measured on. Servers with a protocol of
 their own on top of WebSocket have one path, and rooms; see Dialect.
+
+A server may be several nodes, and a broker on which they meet; or a broker alone, when the load brings the nodes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from brokers import Broker, broker_running
 from programs import compile_program, install_node_peer
 
 if TYPE_CHECKING:
@@ -96,6 +99,9 @@ class Server:
     idle_path: str = "/echo"
     dialect: Dialect | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 1
+    broker: str | None = None  # its kind, see brokers
+    ends: str | None = None  # what a load between nodes is made with, see ends
 
     @property
     def on_node(self) -> bool:
@@ -109,6 +115,13 @@ class Server:
             assert program is not None
             return ["node", str(program)]
         return [sys.executable, str(PEERS / self.runner)]
+
+
+REALTIME_PEER = "street_fast_realtime.py"
+
+
+def ends(name: str, label: str, broker: str, kind: str, nodes: int = 0, **environment: str) -> Server:
+    return Server(name, label, REALTIME_PEER, nodes=nodes, broker=broker, ends=kind, environment=environment)
 
 
 SERVERS = {
@@ -132,6 +145,36 @@ SERVERS = {
             dialect=REALTIME,
             environment={"HISTORY": "100"},
         ),
+        Server("apart", "two nodes that do not know each other", REALTIME_PEER, dialect=REALTIME, nodes=2),
+        Server("nodes_redis", "two nodes on Redis", REALTIME_PEER, dialect=REALTIME, nodes=2, broker="redis"),
+        Server("nodes_nats", "two nodes on NATS", REALTIME_PEER, dialect=REALTIME, nodes=2, broker="nats"),
+        Server(
+            "nodes_redis_history",
+            "two nodes on Redis, history",
+            REALTIME_PEER,
+            dialect=REALTIME,
+            environment={"HISTORY": "100"},
+            nodes=2,
+            broker="redis",
+        ),
+        Server(
+            "nodes_nats_history",
+            "two nodes on NATS, history",
+            REALTIME_PEER,
+            dialect=REALTIME,
+            environment={"HISTORY": "100"},
+            nodes=2,
+            broker="nats",
+        ),
+        ends("bare_redis", "bare redis-py", "redis", "redis-py"),
+        ends("bare_nats", "bare nats-py", "nats", "nats-py"),
+        ends("redis", "RedisBackplane", "redis", "street_fast"),
+        ends("nats", "NatsBackplane", "nats", "street_fast"),
+        ends("redis_history", "RedisBackplane, history", "redis", "street_fast", HISTORY="100"),
+        ends("nats_history", "NatsBackplane, history", "nats", "street_fast", HISTORY="100"),
+        ends("redis_clients", "WebSocket to WebSocket, Redis", "redis", "websocket", nodes=2),
+        ends("nats_clients", "WebSocket to WebSocket, NATS", "nats", "websocket", nodes=2),
+        ends("redis_benchmark", "redis-benchmark, 50 clients", "redis", "redis-benchmark"),
         Server("socketio", "python-socketio", "socketio_server.py", dialect=SOCKETIO),
         Server("socketio_node", "Socket.IO on Node.js", "socketio_node", dialect=SOCKETIO),
     )
@@ -145,13 +188,13 @@ class ServerFailedError(Exception):
 @dataclass
 class RunningServer:
     server: Server
-    pid: int
-    port: int
+    pids: list[int]
+    ports: list[int]
+    broker: Broker | None = None
 
     def cpu_s(self) -> float:
-        """CPU time of the process so far, all threads."""
-        utime, stime = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
+        """CPU time so far of the nodes and of their broker, all threads."""
+        return sum(map(process_cpu_s, [*self.pids, *([self.broker.pid] if self.broker else [])]))
 
     def wait_quiet(self, timeout_s: float = 20.0) -> None:
         """Returns once the server has done nothing for a tenth of a second, its closed connections forgotten."""
@@ -179,13 +222,34 @@ def environment(more: Mapping[str, str] = MappingProxyType({})) -> dict[str, str
     return {**plain, "PYTHONPATH": str(ROOT), **more}
 
 
+def process_cpu_s(pid: int) -> float:
+    utime, stime = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def running(server: Server, core: int) -> Iterator[RunningServer]:
-    """The server in a process of its own, pinned to one core. Raises ServerFailedError with what it last said."""
+def running(server: Server, core: int, broker_core: int) -> Iterator[RunningServer]:
+    """The server, each node in a process of its own, pinned to one core; and its broker on another one.
+
+    Raises ServerFailedError with what a node last said.
+    """
+    with contextlib.ExitStack() as stack:
+        broker = None
+        more = dict(server.environment)
+        if server.broker is not None:
+            broker = stack.enter_context(broker_running(server.broker, lambda: prepare(broker_core)))
+            more["BACKPLANE"] = broker.url
+        nodes = [stack.enter_context(node_running(server, core, more)) for _ in range(server.nodes)]
+        yield RunningServer(server, [pid for pid, _ in nodes], [port for _, port in nodes], broker)
+
+
+@contextlib.contextmanager
+def node_running(server: Server, core: int, more: Mapping[str, str]) -> Iterator[tuple[int, int]]:
+    """One node; its process and its port."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             server.command(),
-            env=environment(server.environment),
+            env=environment(more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -199,7 +263,7 @@ def running(server: Server, core: int) -> Iterator[RunningServer]:
                 process.wait(5)
                 errors.seek(0)
                 raise ServerFailedError(f"{server.name} did not start: {errors.read()[-2000:]}")
-            yield RunningServer(server, process.pid, int(port))
+            yield process.pid, int(port)
         finally:
             process.kill()
             process.wait()

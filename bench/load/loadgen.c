@@ -7,13 +7,16 @@
 //   loadgen connect  opens N connections, IN_FLIGHT at a time
 //   loadgen idle     the same, then the memory that the server holds for them
 //
-// Options: --port --server-pid --path --echo-path --connections --echo-clients --rooms --size --message TEXT --hello
+// Options: --port --server-pid --senders --path --echo-path --connections --echo-clients --rooms --size --message TEXT --hello
 // TEXT --ping TEXT --pong TEXT --burst --pipeline --seconds --rounds --in-flight --spin 1. Prints one JSON object.
 // `server_us` is the CPU time of the server's process (clock_getcpuclockid, user and system, all threads) per message
 // delivered, `load_us` that of this program: a figure whose load_us is above its server_us measures the wrong program.
 //
 // With --spin it never sleeps: waking it up is work of the kernel that would be the server's, and only of a server that
 // is slower than the load. Then its load_us says nothing.
+//
+// --port and --server-pid may be given once for each node: then client i is on node i % NODES, broadcasts come from
+// each node in turn, and server_us is of all nodes together. Nodes that are apart have one each at once: --senders.
 //
 // Client i is in room i % ROOMS, whose number stands for %d in a message or a hello. Hellos are for protocols on top of
 // WebSocket: a client sends the first one when the server has said something, the next one when it has said something
@@ -33,16 +36,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { EVENTS = 4096, READ_BYTES = 1 << 18, MAX_ROUNDS = 1 << 20, HELLOS = 4 };
+enum { EVENTS = 4096, READ_BYTES = 1 << 18, MAX_ROUNDS = 1 << 20, HELLOS = 4, NODES = 8 };
 static const double WARM_UP_S = 0.3;
 static const double STALL_S = 20;
 
 static struct {
-    int port, connections, echo_clients, rooms, size, burst, pipeline, rounds, in_flight, hellos, spin;
-    pid_t server;
+    int ports[NODES], nodes, connections, echo_clients, rooms, size, burst, pipeline, rounds, in_flight, hellos, spin;
+    pid_t servers[NODES];
+    int pids, senders;
     const char *path, *echo_path, *message, *hello[HELLOS], *ping, *pong;
     double seconds;
-} opt = {.connections = 1000, .echo_clients = 10, .rooms = 1, .size = 128, .burst = 1, .pipeline = 1, .rounds = 10,
+} opt = {.connections = 1000, .senders = 1, .echo_clients = 10, .rooms = 1, .size = 128, .burst = 1, .pipeline = 1, .rounds = 10,
          .in_flight = 64, .path = "/", .echo_path = "/echo", .seconds = 2};
 
 typedef struct { uint8_t *bytes; size_t len; } Frame;
@@ -63,6 +67,8 @@ static void watch(int epoll, int operation, Client *client, uint32_t events) {
     struct epoll_event event = {.events = events | EPOLLET, .data.ptr = client};
     if (epoll_ctl(epoll, operation, client->fd, &event)) fail(strerror(errno));
 }
+
+static int node_of(const Client *client) { return (int)(client - clients) % opt.nodes; }
 
 static int room_of(const Client *client) { return (int)(client - clients) % opt.rooms; }
 
@@ -106,16 +112,21 @@ static unsigned drain(Client *client) {
 
 // Opens clients[first .. first + n), in_flight at a time, and leaves them watched for input.
 static void open_clients(int epoll, int first, int n, const char *path) {
-    char request[2048];
-    size_t request_len = client_request(request, sizeof request, path, opt.port);
-    struct sockaddr_in server = {
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)opt.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    static char requests[NODES][2048];
+    size_t request_len[NODES];
+    struct sockaddr_in servers[NODES];
+    for (int node = 0; node < opt.nodes; node++) {
+        int port = opt.ports[node];
+        request_len[node] = client_request(requests[node], sizeof requests[node], path, port);
+        servers[node] = (struct sockaddr_in){
+            .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    }
     struct epoll_event events[256];
     int started = 0, open = 0;
     while (open < n) {
         for (; started < n && started - open < opt.in_flight; started++) {
             Client *client = &clients[first + started];
-            client_connect(client, &server, (unsigned)(first + started));
+            client_connect(client, &servers[node_of(client)], (unsigned)(first + started));
             watch(epoll, EPOLL_CTL_ADD, client, EPOLLIN | EPOLLOUT);
         }
         int ready = epoll_wait(epoll, events, 256, (int)(STALL_S * 1000));
@@ -125,7 +136,7 @@ static void open_clients(int epoll, int first, int n, const char *path) {
             unsigned before = client->frames, now;
             bool was_open = client->state == OPEN;
             if (was_open) drain(client);
-            else client_continue_opening(client, request, request_len);
+            else client_continue_opening(client, requests[node_of(client)], request_len[node_of(client)]);
             if (client->state != OPEN) continue;
             if (!was_open) watch(epoll, EPOLL_CTL_MOD, client, EPOLLIN);
             now = client->frames;
@@ -168,7 +179,15 @@ static void settle(int epoll) {
 typedef struct { double wall, server, own; uint64_t bytes; } Reading;
 
 static Reading read_meters(void) {
-    return (Reading){.wall = wall_s(), .server = process_cpu_s(opt.server), .own = own_cpu_s(), .bytes = bytes_in};
+    Reading now = {.wall = wall_s(), .own = own_cpu_s(), .bytes = bytes_in};
+    for (int node = 0; node < opt.nodes; node++) now.server += process_cpu_s(opt.servers[node]);
+    return now;
+}
+
+static long memory_kib(void) {
+    long kib = 0;
+    for (int node = 0; node < opt.nodes; node++) kib += process_memory_kib(opt.servers[node]);
+    return kib;
 }
 
 static void print_costs(Reading from, uint64_t messages) {
@@ -181,8 +200,9 @@ static void print_costs(Reading from, uint64_t messages) {
 }
 
 static void fan_out_once(int epoll, Frame burst) {
+    static unsigned turn;
     int64_t missing = (int64_t)opt.connections * opt.burst;
-    send_frame(&clients[0], burst);
+    for (int i = 0; i < opt.senders; i++) send_frame(&clients[turn++ % (unsigned)opt.nodes], burst);
     while (missing > 0) {
         int64_t frames = pump(epoll, (int)(STALL_S * 1000), NULL);
         if (frames < 0) fail("messages of a broadcast did not arrive");
@@ -371,14 +391,14 @@ static void run_fairness(void) {
 }
 
 static void run_connect(int epoll, bool idle) {
-    long before = idle ? process_memory_kib(opt.server) : 0;
+    long before = idle ? memory_kib() : 0;
     Reading start = read_meters();
     open_clients(epoll, 0, opt.connections, opt.path);
     print_costs(start, (uint64_t)opt.connections);
     if (!idle) return;
     settle(epoll);
     sleep(2);
-    long grown = process_memory_kib(opt.server) - before;
+    long grown = memory_kib() - before;
     printf(", \"kib_before\": %ld, \"kib_grown\": %ld, \"bytes_per_connection\": %.0f", before, grown,
            (double)grown * 1024 / opt.connections);
 }
@@ -389,11 +409,18 @@ static void parse_options(int argc, char **argv) {
         {"connections", 1, NULL, 'n'}, {"echo-clients", 1, NULL, 'e'}, {"size", 1, NULL, 's'},
         {"message", 1, NULL, 'm'}, {"burst", 1, NULL, 'b'}, {"pipeline", 1, NULL, 'l'}, {"seconds", 1, NULL, 't'},
         {"rounds", 1, NULL, 'r'}, {"in-flight", 1, NULL, 'f'}, {"rooms", 1, NULL, 'R'}, {"hello", 1, NULL, 'h'},
-        {"ping", 1, NULL, 'i'}, {"pong", 1, NULL, 'o'}, {"spin", 1, NULL, 'w'}, {NULL, 0, NULL, 0}};
+        {"ping", 1, NULL, 'i'}, {"pong", 1, NULL, 'o'}, {"spin", 1, NULL, 'w'},
+        {"senders", 1, NULL, 'd'}, {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (c) {
-        case 'p': opt.port = atoi(optarg); break;
-        case 'S': opt.server = atoi(optarg); break;
+        case 'p':
+            if (opt.nodes == NODES) fail("too many nodes");
+            opt.ports[opt.nodes++] = atoi(optarg);
+            break;
+        case 'S':
+            if (opt.pids == NODES) fail("too many nodes");
+            opt.servers[opt.pids++] = atoi(optarg);
+            break;
         case 'u': opt.path = optarg; break;
         case 'U': opt.echo_path = optarg; break;
         case 'n': opt.connections = atoi(optarg); break;
@@ -412,13 +439,16 @@ static void parse_options(int argc, char **argv) {
             break;
         case 'i': opt.ping = optarg; break;
         case 'o': opt.pong = optarg; break;
+        case 'd': opt.senders = atoi(optarg); break;
         case 'w': opt.spin = atoi(optarg); break;
         default: fail("see the head of loadgen.c");
         }
     }
     if (!opt.ping != !opt.pong) fail("--ping and --pong go together");
-    if (opt.port <= 0 || opt.server <= 0) fail("--port and --server-pid are needed");
-    if (opt.connections < 1 || opt.echo_clients < 1 || opt.rooms < 1 || opt.size < 0 || opt.burst < 1 ||
+    if (!opt.nodes || opt.pids != opt.nodes) fail("--port and --server-pid are needed, as many of each");
+    for (int node = 0; node < opt.nodes; node++)
+        if (opt.ports[node] <= 0 || opt.servers[node] <= 0) fail("--port or --server-pid is no number");
+    if (opt.connections < opt.nodes || opt.senders < 1 || opt.echo_clients < 1 || opt.rooms < 1 || opt.size < 0 || opt.burst < 1 ||
         opt.pipeline < 1 || opt.rounds < 1 || opt.in_flight < 1)
         fail("a count below one");
 }
