@@ -13,6 +13,7 @@ Exit status: 0 after Ctrl-C or SIGTERM, 1 if it cannot start, 2 for a wrong opti
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -329,9 +330,7 @@ def _parser() -> tuple[_Parser, _Parser]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    serve.add_argument(
-        "application", nargs="?", metavar=_APPLICATION.metavar, type=_reads(_APPLICATION.read), help=_APPLICATION.help
-    )
+    serve.add_argument("application", nargs="*", metavar=_APPLICATION.metavar, help=_APPLICATION.help)
     for title, description, settings in _GROUPS:
         group = serve.add_argument_group(title, description)
         for setting in settings:
@@ -363,6 +362,7 @@ def _with_default(setting: _Setting) -> str:
 def options_of(parsed: argparse.Namespace, environment: Mapping[str, str], serve: argparse.ArgumentParser) -> Options:
     """The options: those of the command line, then of the environment, then the defaults. Exits with status 2."""
     given: dict[str, Any] = {}
+    parsed.application = _only(parsed.application, serve)
     for setting in _SETTINGS:
         value = getattr(parsed, setting.name)
         if value is None:
@@ -385,6 +385,24 @@ def options_of(parsed: argparse.Namespace, environment: Mapping[str, str], serve
     return Options(**given)
 
 
+def _only(applications: Sequence[str], serve: argparse.ArgumentParser) -> str | None:
+    """The application, checked. Not by argparse, which would take the value of an unknown option for one."""
+    if len(applications) > 1:
+        serve.error(f"{applications[1]!r}: there is an application already, {applications[0]}")
+    try:
+        return _APPLICATION.read(applications[0]) if applications else None
+    except _Wrong as error:
+        serve.error(str(error))
+
+
+def _check_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Says which option there is not, and which one may have been meant."""
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
+        parser.error(f"there is no {unknown[0]}{f'; did you mean {close[0]}?' if close else ''}")
+
+
 def _from_environment(setting: _Setting, environment: Mapping[str, str], serve: argparse.ArgumentParser) -> Any:
     text = environment.get(setting.variable, "")
     if not text or (setting is _PORT and text.startswith("tcp://")):
@@ -404,7 +422,8 @@ _PORT = _WHERE[1]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; `arguments` default to those of the process."""
     parser, serve = _parser()
-    parsed = parser.parse_args(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    _check_unknown(unknown, serve if parsed.command == "serve" else parser)
     if parsed.command == "demo":
         from street_fast import demo
 

@@ -8,11 +8,10 @@ connection says so with its id: in ``extra={"connection": id}``, or as the first
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING
-
-import msgspec
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -80,4 +79,4 @@ class JsonFormatter(logging.Formatter):
             told["traceback"] = self.formatException(record.exc_info)
         if record.stack_info:
             told["stack"] = self.formatStack(record.stack_info)
-        return msgspec.json.encode(told, enc_hook=repr).decode(errors="replace")
+        return json.dumps(told, default=repr, separators=(",", ":"))
