@@ -58,6 +58,10 @@ class Roster:
         """The other nodes that have members in channels of this one."""
         return {node for nodes in self._channels.values() for node in nodes}
 
+    def channels_of(self, node: str) -> list[str]:
+        """The channels of this node in which the other one has members."""
+        return [channel for channel, nodes in self._channels.items() if node in nodes]
+
     def mark(self) -> int:
         """To be taken before the broker is asked, and given to `read` with the answer."""
         return self._changes
@@ -222,6 +226,10 @@ class OwnMembers:
             else:
                 self._versions.pop(channel, None)
         return changes
+
+    def of(self, channel: str) -> tuple[int, Members]:
+        """Who is in a channel now, and a version that is not below any that the others know of it."""
+        return self._versions.get(channel) or max(1, self._version), self._members.get(channel, {})
 
     def all(self) -> Iterator[tuple[str, int, Members]]:
         """Channel, version and members of what the others know, to be written again."""

@@ -174,3 +174,27 @@ def test_the_others_know_what_is_there(seed):
         assert set(sinks[node].members["c"]) == everybody
         for member, info in sinks[node].members["c"].items():
             assert info in [state[member] for _, state in there.values() if member in state]
+
+
+def test_who_is_asked_says_who_is_there_in_any_channel():
+    own = OwnMembers()
+    assert own.of("c") == (1, {})
+    own.join("c", "ann", b"1")
+    own.join("d", "bob", None)
+    own.take()
+    assert own.of("c") == (1, {"ann": b"1"})
+    assert own.of("d") == (2, {"bob": None})
+    own.leave("c", "ann")
+    (change,) = own.take()
+    assert own.of("c") == (change.version, {}), "not below what the others know"
+
+
+def test_the_channels_of_a_node(roster):
+    roster.open("d")
+    roster.read_node("c", A, 1, {"ann": None})
+    roster.read_node("d", B, 1, {"bob": None})
+    roster.read_node("d", A, 2, {"ann": None})
+    assert roster.channels_of(A) == ["c", "d"]
+    assert roster.channels_of(B) == ["d"]
+    roster.drop_node(A)
+    assert roster.channels_of(A) == []
