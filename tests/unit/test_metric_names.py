@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,9 +46,18 @@ def test_a_metric_explains_itself(metric: Metric) -> None:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_labels_are_few_and_no_strangers(metric: Metric) -> None:
-    assert metric.label in {"", "transport", "cause", "code", "result", "generation"}
+    assert metric.label in {"", "transport", "cause", "code", "result", "generation", "direction", "kind"}
     assert len(metric.sources) <= 8
     if not metric.label:
         assert set(metric.sources) == {""}
     for value in metric.sources:
         assert re.fullmatch(r"[a-z_]*", value)
+
+
+def test_the_page_has_the_table_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "tools")
+    from metrics_table import BEGIN, END, PAGE, page
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert text == page(), "run tools/metrics_table.py"

@@ -36,7 +36,7 @@ class Broken(MemoryBackplane):
         return self.well
 
     def stats(self) -> dict[str, int]:
-        return {**super().stats(), "reconnects": 3, "lag_ms": 1_500, "pigeons": 2}
+        return {**super().stats(), "reconnects": 3, "bus_lag_ms": 1_500, "pigeons": 2}
 
 
 @pytest.fixture
