@@ -127,6 +127,17 @@ def test_rounds_end_with_the_last_of_either_kind(house):
     assert len(house.wheel) == 0
 
 
+def test_one_that_is_closing_counts_no_more(house):
+    closing, small = Client(150_000), Client(60_000)
+    closing.closed = True
+    house.slow.note(closing, EVENT_STREAMS)
+    house.slow.note(small, CONNECTIONS)
+    house.wait(1.2)
+    assert not small.closed
+    assert house.slow.evicted == {}
+    assert house.slow.bytes_waiting(EVENT_STREAMS) == 0
+
+
 def test_one_that_ends_while_another_is_evicted(house):
     small = Client(60_000)
     house.slow.note(Client(90_000, then=lambda: house.slow.forget(small)), CONNECTIONS)
