@@ -315,8 +315,8 @@ METRICS: tuple[Metric, ...] = (
         "street_fast_backplane_dropped_total",
         "counter",
         "backplane.dropped",
-        "Times that messages from the broker were dropped because too much waited; then channels with history are read, "
-        "and the clients of others are told.",
+        "Times that messages from the broker were dropped because too much waited; then channels with history are "
+        "read, and the clients of others are told.",
     ),
     _one(
         "street_fast_backplane_losses_total",
