@@ -7,8 +7,10 @@ import pytest
 from street_fast.limits import Limits
 from tests.contract.broker import BrokerBus
 from tests.contract.bus import MemoryBus, Recorder
+from tests.contract.nats import NatsBus
+from tests.contract.valkey import ValkeyBus
 
-BUSES = {"memory": MemoryBus, "broker": BrokerBus}
+BUSES = {"memory": MemoryBus, "broker": BrokerBus, "nats": NatsBus, "valkey": ValkeyBus}
 LIMITS = Limits(publish_key_ttl_s=1.0)
 
 

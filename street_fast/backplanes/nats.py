@@ -1,0 +1,931 @@
+"""NatsBackplane: nodes meet on a NATS server, or a cluster of them, and JetStream keeps history and keys.
+
+**Subjects.** ``<prefix>.c.<token>`` carries what a channel has: messages as they are published, and what JetStream has
+stored, which the server publishes there. A node listens to those of its channels. ``<prefix>.b`` is for all nodes,
+``<prefix>.n.<node>.*`` for one, ``<prefix>.w.<token>`` asks who has members in a channel.
+
+**A server that is away.** Messages without history and key are delivered here; the others are told of a loss when it is
+back, as they are of what was sent in the last moments before it went and may not have arrived. All else is refused.
+
+**Members** are not stored anywhere. Who opens a channel asks, and the nodes with members there answer; changes are told
+on the channel. Whoever hears a node for the first time, or again, asks it for everything. Every node says on ``b`` that
+it lives; the same message, coming back, shows that the bus carries. A node that was not heard for
+``Limits.node_ttl_s`` is dropped by each of the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections import deque
+from typing import TYPE_CHECKING, TypeVar
+
+from street_fast.backplanes import (
+    Health,
+    History,
+    OutcomeUnknown,
+    Publication,
+    Published,
+    Unavailable,
+)
+from street_fast.backplanes.following import Following
+from street_fast.backplanes.nats_history import Histories, Pending, channel_of, epoch_of, publications_in, token
+from street_fast.backplanes.nats_link import Link, header, status
+from street_fast.backplanes.reading import SharedReads
+from street_fast.backplanes.records import (
+    decode,
+    lost,
+    message,
+    new_node_id,
+    presence_changed,
+    presence_unknown,
+    probe,
+    signal,
+)
+from street_fast.backplanes.roster import OwnMembers, Roster
+from street_fast.errors import ConfigurationError, StreetError
+from street_fast.limits import Limits, checked_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine
+    from typing import Any
+
+    from street_fast._core import LoopContext
+    from street_fast.backplanes import BackplaneSink, Page, Position
+    from street_fast.backplanes.records import Record
+
+__all__ = ["NatsBackplane"]
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger("street_fast")
+
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_MOST_REPLICAS = 5
+_OWN_SID, _ALL_SID, _FIRST_SID = 2, 3, 10
+_TICK_S = 0.25
+_START_S = 3.0
+_RETRY_TICKS = 2
+_BATCH_MESSAGES = 64
+_BATCH_BYTES = 262_144
+_MEMBERS = 400  # in one message; with the longest infos that is half of what NATS takes
+_REMEMBERED = 10_000  # channels that are to be told of a loss; above it all are
+_SUBJECTS = 20_000
+_READS = 64
+_PROBE_OVERDUE_S = 10.0
+_HELLO_S = 0.25
+_ASK_AGAIN_S = 0.1
+_NOT_KEPT = Published(None)
+
+
+class _Opening:
+    """A channel that is being subscribed to, and who waits for that."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[None]] = []
+
+    def done(self, error: StreetError | None = None) -> None:
+        for future in self.waiting:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+                    future.exception()
+
+
+class NatsBackplane:
+    """A `Backplane` over NATS.
+
+    `url`: ``nats://host:port``, with ``user:password@`` or ``token@`` before the host, several hosts separated by
+    commas; ``tls://`` for TLS. `prefix` begins all subjects and the names of all streams: nodes with the same one meet.
+    `replicas`: how many servers of a cluster keep the history (1, 3 or 5). Nothing is done before `start`.
+
+    Raises ConfigurationError for what makes no sense.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "street_fast",
+        replicas: int = 1,
+        limits: Limits | None = None,
+        context: LoopContext | None = None,
+    ) -> None:
+        self._limits = checked_limits(limits)
+        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+            raise ConfigurationError(f"prefix={prefix!r}: must be 1 to 32 of the characters A-Z a-z 0-9 _ -")
+        if isinstance(replicas, bool) or not isinstance(replicas, int) or not 1 <= replicas <= _MOST_REPLICAS:
+            raise ConfigurationError(f"replicas={replicas!r}: must be a whole number from 1 to {_MOST_REPLICAS}")
+        self._url = url
+        self._prefix = prefix
+        self._replicas = replicas
+        self._context = context
+        self._link = self._new_link()
+        self._sink: BackplaneSink | None = None
+        self._shown = self._link.shown
+
+    def _new_link(self) -> Link:
+        return Link(self._url, self._limits, self._up, self._down, self._take)
+
+    # --- life ---
+
+    async def start(self, sink: BackplaneSink) -> None:
+        """Connect, and return when that has worked or failed for the first time; it is tried for ever.
+
+        Raises RuntimeError if it is started already.
+        """
+        if self._sink is not None:
+            raise RuntimeError("this NatsBackplane is started already; it serves one sink, until close()")
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._node = new_node_id()
+        self._own_message = b"S1 m " + self._node.encode() + b" "
+        self._link = self._new_link()
+        self._histories = Histories(self._link, self._prefix, self._replicas, self._limits, self._node)
+        self._following = Following(sink, self._catch_up)
+        self._roster = Roster(sink)
+        self._own = OwnMembers()
+        self._all_subject = f"{self._prefix}.b".encode()
+        self._subjects: dict[str, bytes] = {}
+        self._sid = _FIRST_SID
+        self._sids: dict[str, int] = {}
+        self._channels: dict[int, str] = {}
+        self._who_sids: dict[str, int] = {}
+        self._who_channels: dict[int, str] = {}
+        self._opening: dict[str, _Opening] = {}
+        self._confirms: dict[int, list[tuple[str, _Opening]]] = {}
+        self._confirming: list[tuple[str, _Opening]] = []
+        self._unread: dict[str, _Opening] = {}
+        self._boxes: dict[str, deque[Pending]] = {}
+        self._once: dict[tuple[str, str], None] = {}
+        self._unsent: set[str] = set()
+        self._unsent_all = False
+        self._sent: set[str] = set()
+        self._sent_before: set[str] = set()
+        self._heard: dict[str, float] = {}
+        self._fresh: set[str] = set()
+        self._asked: SharedReads[str, dict[str, bytes | None]] = SharedReads(self._ask_everybody)
+        self._rounds: dict[str, set[str]] = {}
+        self._parts: dict[tuple[str, str], dict[str, bytes | None]] = {}
+        self._asking: set[tuple[str, str]] = set()
+        self._number = 0
+        self._beats = 0
+        self._beat_at = self._up_at = self._echo_at = self._refresh_at = 0.0
+        self._unechoed: deque[tuple[int, float]] = deque()
+        self._to_check: deque[tuple[str, Position]] = deque()
+        self._check_credit = 0.0
+        self._telling = False
+        self._reads = asyncio.Semaphore(_READS)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.poisoned = 0
+        self.echoes = 0
+        self.dropped = 0
+        self._link.start()
+        self._spawn(self._tick())
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._link.tried.wait(), _START_S)
+
+    async def close(self) -> None:
+        """Tell the others, and end; what was published and not answered is told that nobody knows."""
+        if self._sink is None:
+            return
+        self._sink = None
+        if self._link.up:
+            self._link.publish(self._all_subject, presence_unknown(self._node))
+        for channel in self._following.channels():
+            self._following.close(channel)
+            self._roster.close(channel)
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        self._asked.cancel()
+        self._histories.close()
+        await self._link.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for opening in [*self._opening.values(), *self._unread.values()]:
+            opening.done(Unavailable("this NatsBackplane is closed"))
+        for box in self._boxes.values():  # of tasks that were ended before they began
+            _fail(box, Unavailable("this NatsBackplane is closed"))
+
+    # --- messages ---
+
+    def publish(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        history: History | None = None,
+        key: str | None = None,
+        skip: str | None = None,
+    ) -> Published | Awaitable[Published]:
+        """Publish, see `Backplane.publish`. Without history and key it is answered at once."""
+        if self._sink is None:
+            raise self._not_started()
+        box = self._boxes.get(channel)
+        if box is None:
+            if history is None and key is None:
+                self._send(channel, Publication(payload, None, skip))
+                return _NOT_KEPT
+            if not self._link.up:
+                raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+            box = self._boxes[channel] = deque()
+            self._spawn(self._empty(channel, box))
+        future: asyncio.Future[Published] = self._loop.create_future()
+        box.append(Pending(future, payload, history, key, skip))
+        return future
+
+    def signal(self, channel: str, payload: bytes) -> None:
+        """Tell the others, if that is possible now."""
+        if self._sink is not None and self._link.up and channel not in self._boxes:
+            self._link.publish(self._subject(channel), signal(self._node, payload))
+
+    def subscribe(self, channel: str, history: History | None = None) -> Awaitable[None] | None:
+        """Hear the channel, see `Backplane.subscribe`."""
+        if self._sink is None:
+            raise self._not_started()
+        if channel not in self._following:
+            self._following.open(channel, history)
+            self._roster.open(channel)
+            self._sid += 1
+            self._sids[channel] = self._sid
+            self._channels[self._sid] = channel
+            if self._link.up:
+                self._listen(channel)
+                self._open(channel)
+        if not self._link.up:
+            raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+        opening = self._opening.get(channel)
+        if opening is None:
+            if channel in self._unread:
+                raise Unavailable(f"NATS at {self._shown}: JetStream: {self._histories.trouble}")
+            return None
+        future: asyncio.Future[None] = self._loop.create_future()
+        opening.waiting.append(future)
+        return future
+
+    def unsubscribe(self, channel: str) -> None:
+        """Hear it no more."""
+        if self._sink is None or channel not in self._following:
+            return
+        self._following.close(channel)
+        self._roster.close(channel)
+        sid = self._sids.pop(channel)
+        del self._channels[sid]
+        self._unread.pop(channel, None)
+        opening = self._opening.pop(channel, None)
+        if opening is not None:
+            opening.done()
+        if self._link.up:
+            self._link.send(b"UNSUB %d\r\n" % sid)
+
+    def read(self, channel: str, history: History, *, since: Position | None, limit: int) -> Awaitable[Page]:
+        """A page, see `Backplane.read`."""
+        if self._sink is None:
+            raise self._not_started()
+        if limit < 0:
+            raise ValueError(f"limit={limit!r}: must be 0 or more")
+        if not self._link.up:
+            raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+        return self._answered(self._read(channel, history, since, limit))
+
+    # --- members ---
+
+    def join(self, channel: str, member_id: str, info: bytes | None) -> None:
+        """A member has come to this node."""
+        if self._sink is not None:
+            self._own.join(channel, member_id, info)
+            self._tell_soon()
+
+    def leave(self, channel: str, member_id: str) -> None:
+        """A member has left it."""
+        if self._sink is not None:
+            self._own.leave(channel, member_id)
+            self._tell_soon()
+
+    def members(self, channel: str) -> Awaitable[dict[str, bytes | None]]:
+        """Who is there on the other nodes, see `Backplane.members`: each of them is asked."""
+        if self._sink is None:
+            raise self._not_started()
+        if not self._link.up:
+            raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+        return self._answered(self._asked.read(channel))
+
+    # --- questions ---
+
+    def health(self) -> Health:
+        """Whether the server is there, brings back what is sent, and JetStream did what was asked last."""
+        if self._sink is None:
+            return Health(False, "not started, or closed")
+        if not self._link.up:
+            return Health(False, f"NATS at {self._shown}: {self._link.trouble}")
+        if self._unechoed and self._loop.time() - self._unechoed[0][1] > _PROBE_OVERDUE_S:
+            return Health(False, f"NATS at {self._shown}: nothing that is sent comes back")
+        if self._histories.trouble:
+            return Health(False, f"NATS at {self._shown}: JetStream: {self._histories.trouble}")
+        return Health(True, f"NATS at {self._shown}")
+
+    def stats(self) -> dict[str, int]:
+        """What is held now, and what has happened since `start`."""
+        if self._sink is None:
+            return {}
+        return {
+            "channels_subscribed": len(self._following),
+            "nodes": len(self._heard),
+            "reconnects": max(0, self._link.connects - 1),
+            "timeouts": self._link.timeouts,
+            "poisoned": self.poisoned,
+            "doubles": self._following.doubles,
+            "gaps": self._following.gaps,
+            "losses": self._following.losses,
+            "delivered": self._following.delivered,
+            "conflicts": self._histories.conflicts,
+            "pending_publishes": sum(map(len, self._boxes.values())),
+            "pending_bytes": self._link.pending_bytes,
+        }
+
+    # --- inside: publishing ---
+
+    def _not_started(self) -> Unavailable:
+        return Unavailable("this NatsBackplane is not started, or is closed")
+
+    def _subject(self, channel: str) -> bytes:
+        subject = self._subjects.get(channel)
+        if subject is None:
+            if len(self._subjects) >= _SUBJECTS:
+                self._subjects.clear()
+            subject = self._subjects[channel] = f"{self._prefix}.c.{token(channel)}".encode()
+        return subject
+
+    def _send(self, channel: str, publication: Publication) -> None:
+        """Publish what is neither kept nor has a key, and deliver it here. Raises Unavailable."""
+        link = self._link
+        if link.up:
+            record = message(self._node, publication)
+            if len(record) > link.max_payload:
+                raise Unavailable(f"{len(record)} bytes: the NATS server takes {link.max_payload} (max_payload)")
+            link.publish(self._subject(channel), record)
+            self._sent.add(channel)
+        elif len(self._unsent) < _REMEMBERED:
+            self._unsent.add(channel)
+        else:
+            self._unsent_all = True
+        self._following.deliver(channel, publication)
+
+    async def _empty(self, channel: str, box: deque[Pending]) -> None:
+        """Publish what is in the box, one after the other, until it is empty."""
+        batch: list[Pending] = []
+        error: StreetError = OutcomeUnknown("this NatsBackplane was closed meanwhile")
+        try:
+            while box:
+                batch = self._next_batch(box)
+                try:
+                    await self._publish(channel, batch)
+                except StreetError as refused:
+                    _fail(batch, refused)
+                except Exception as bug:
+                    logger.exception("a publish to channel %r failed", channel)
+                    _fail(batch, OutcomeUnknown(f"it failed: {bug!r}"))
+                batch = []
+        finally:
+            if self._boxes.get(channel) is box:
+                del self._boxes[channel]
+            _fail(batch, error)
+            _fail(box, Unavailable("this NatsBackplane is closed"))
+
+    def _next_batch(self, box: deque[Pending]) -> list[Pending]:
+        first = box.popleft()
+        batch = [first]
+        if first.history is not None and first.key is None:
+            size = len(first.payload)
+            while box and len(batch) < _BATCH_MESSAGES:
+                pending = box[0]
+                size += len(pending.payload)
+                if pending.history != first.history or pending.key is not None or size > _BATCH_BYTES:
+                    break
+                batch.append(box.popleft())
+        return batch
+
+    async def _publish(self, channel: str, batch: list[Pending]) -> None:
+        first = batch[0]
+        if first.history is not None:
+            result = await self._histories.keep(channel, first.history, batch)
+            if isinstance(result, Published):
+                _answer(first, result)
+                return
+            for pending, publication in zip(batch, result, strict=True):
+                self._following.acknowledged(channel, publication)
+                _answer(pending, Published(publication.position))
+        elif first.key is not None:
+            # It comes back over the bus, perhaps before the answer does, or when nobody waits for that any more.
+            if len(self._once) >= _REMEMBERED:
+                del self._once[next(iter(self._once))]
+            self._once[channel, first.key] = None
+            new = await self._histories.once(channel, first)
+            if self._once.pop((channel, first.key), self) is None and new:
+                self._following.deliver(channel, Publication(first.payload, None, first.skip))
+            _answer(first, Published(None, not new))
+        else:
+            self._send(channel, Publication(first.payload, None, first.skip))
+            _answer(first, _NOT_KEPT)
+
+    # --- inside: subscribing and reading ---
+
+    def _listen(self, channel: str) -> None:
+        self._link.send(b"SUB %b %d\r\n" % (self._subject(channel), self._sids[channel]))
+
+    def _open(self, channel: str) -> None:
+        """The server has been told; find out where the channel is, and who is there."""
+        opening = self._opening[channel] = _Opening()
+        history = self._following.history(channel)
+        if history is not None:
+            self._spawn(self._find_top(channel, history, opening))
+        else:
+            if not self._confirming:
+                self._loop.call_soon(self._confirm_all)
+            self._confirming.append((channel, opening))
+        self._link.publish(f"{self._prefix}.w.{token(channel)}".encode(), presence_unknown(self._node))
+
+    async def _find_top(self, channel: str, history: History, opening: _Opening) -> None:
+        error: StreetError | None = None
+        top: Position | None = None
+        try:
+            async with self._reads:
+                top = await self._histories.top(channel, history)
+        except StreetError as unavailable:
+            error = unavailable
+        if self._opening.get(channel) is opening:
+            del self._opening[channel]
+            if error is None:
+                self._following.begun(channel, top)
+            elif self._link.up:
+                self._unread[channel] = opening
+        opening.done(error)
+
+    def _confirm_all(self) -> None:
+        """What comes back of this shows that the server has read the subscriptions before it."""
+        confirming, self._confirming = self._confirming, []
+        if self._link.up:
+            self._number += 1
+            self._confirms[self._number] = confirming
+            self._link.publish(self._node_subject(self._node, "="), probe(self._node, self._number))
+
+    def _confirmed(self, number: int) -> None:
+        for channel, opening in self._confirms.pop(number, ()):
+            if self._opening.get(channel) is opening:
+                del self._opening[channel]
+                opening.done()
+
+    async def _read(self, channel: str, history: History, since: Position | None, limit: int) -> Page:
+        async with self._reads:
+            return await self._histories.read(channel, history, since, limit)
+
+    def _catch_up(self, channel: str, since: Position) -> None:
+        self._spawn(self._read_missed(channel, since))
+
+    async def _read_missed(self, channel: str, since: Position) -> None:
+        history = self._following.history(channel)
+        if history is None:
+            return
+        try:
+            page = await self._read(channel, history, since, self._limits.recovery_messages)
+            if not page.recovered and _is_behind(page.top, since):
+                await self._histories.reset(channel, history, since)
+                page = await self._read(channel, history, since, 0)
+        except StreetError:
+            self._following.could_not_read(channel, since)
+        else:
+            self._following.caught_up(channel, since, page)
+
+    async def _check(self, channel: str, place: Position) -> None:
+        history = self._following.history(channel)
+        if history is None:
+            return
+        with contextlib.suppress(StreetError):
+            async with self._reads:
+                top = await self._histories.top(channel, history)
+            self._following.check(channel, place, top)
+
+    # --- inside: the connection ---
+
+    def _up(self) -> None:
+        link = self._link
+        link.send(b"SUB %b %d\r\n" % (self._node_subject(self._node, "*"), _OWN_SID))
+        link.send(b"SUB %b %d\r\n" % (self._all_subject, _ALL_SID))
+        for channel in self._sids:
+            self._listen(channel)
+        for channel, sid in self._who_sids.items():
+            link.send(b"SUB %b %d\r\n" % (self._who_subject(channel), sid))
+        now = self._loop.time()
+        self._up_at = self._echo_at = self._refresh_at = now
+        self._beats = -1
+        self._unechoed.clear()
+        self._beat()
+        unsent, self._unsent = self._unsent, set()
+        if self._unsent_all:
+            self._unsent_all = False
+            link.publish(self._all_subject, lost(self._node))
+        else:
+            for channel in unsent:
+                link.publish(self._subject(channel), lost(self._node))
+        self._tell_soon()
+        again = [channel for channel in self._following.channels() if self._following.place(channel) is None]
+        self._following.interrupted()
+        for channel in again:
+            if channel in self._following and self._following.history(channel) is not None:
+                self._open(channel)
+
+    def _down(self) -> None:
+        self._histories.disconnected()
+        self._fresh.clear()
+        self._rounds.clear()
+        self._parts.clear()
+        self._asking.clear()
+        self._once.clear()
+        self._confirms.clear()
+        self._confirming.clear()
+        self._unread.clear()
+        opening, self._opening = self._opening, {}
+        for waiting in opening.values():
+            waiting.done(Unavailable(f"NATS at {self._shown}: the connection ended"))
+        self._unsent |= self._sent | self._sent_before
+        self._sent, self._sent_before = set(), set()
+        if len(self._unsent) > _REMEMBERED:
+            self._unsent_all = True
+
+    def _beat(self) -> None:
+        self._beats += 1
+        now = self._loop.time()
+        self._beat_at = now
+        self._unechoed.append((self._beats, now))
+        self._sent_before |= self._sent
+        self._sent = set()
+        self._link.publish(self._all_subject, probe(self._node, self._beats))
+
+    async def _tick(self) -> None:
+        ticks = 0
+        beat_s = min(self._limits.node_beat_s, self._limits.backplane_probe_s)
+        while True:
+            due = self._loop.time() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            now = self._loop.time()
+            if not self._link.up:
+                continue
+            ticks += 1
+            if now - self._beat_at >= beat_s:
+                self._beat()
+            if now - due > 1.0:
+                continue  # the process stood still: what came meanwhile is read first
+            if self._unechoed and now - self._unechoed[0][1] > self._limits.backplane_probe_s:
+                self._link.end("the bus brings nothing back")
+                continue
+            self._judge_nodes(now)
+            if now - self._refresh_at >= self._limits.presence_refresh_s:
+                self._refresh_at = now
+                self._asking.clear()
+                for node in self._fresh:
+                    self._ask_all(node)
+            if ticks % _RETRY_TICKS == 0:
+                self._try_again()
+            self._check_some()
+
+    def _try_again(self) -> None:
+        self._following.retry()
+        unread, self._unread = self._unread, {}
+        for channel in unread:
+            self._following.interrupted([channel])
+            if channel in self._following:
+                self._open(channel)
+        if self._histories.trouble:
+            self._spawn(self._histories.try_again())
+
+    def _check_some(self) -> None:
+        """Compare places with the history, each once in ``Limits.position_check_s``, a few at a time."""
+        if not self._to_check:
+            self._check_credit = 0.0
+            self._to_check.extend((channel, place) for channel, place in self._following.places())
+            self._per_tick = len(self._to_check) * _TICK_S / self._limits.position_check_s
+        self._check_credit += self._per_tick
+        while self._to_check and self._check_credit >= 1:
+            self._check_credit -= 1
+            channel, _ = self._to_check.popleft()
+            place = self._following.place(channel)
+            if place is not None:
+                self._spawn(self._check(channel, place))
+
+    # --- inside: what the bus brings ---
+
+    def _take(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        channel = self._channels.get(sid)
+        if channel is not None:
+            if headers is None and data.startswith(self._own_message):
+                self.echoes += 1
+            else:
+                self._take_channel(channel, data, headers)
+            return
+        if sid >= _FIRST_SID:
+            channel = self._who_channels.get(sid)
+            if channel is None:
+                return  # unsubscribed meanwhile
+        try:
+            record = decode(data)
+        except ValueError:
+            self._poison()
+            return
+        if channel is not None:
+            if record.node != self._node and record.kind == "r":
+                self._answer_with_members(self._node_subject(record.node, token(channel)), channel)
+        elif sid == _ALL_SID:
+            self._take_all(record)
+        else:
+            self._take_own(subject.rpartition(b".")[2].decode(), reply, record)
+
+    def _poison(self) -> None:
+        self.poisoned += 1
+        if self.poisoned == 1:
+            logger.warning("NATS at %s: what came under %s.> is not ours; skipped", self._shown, self._prefix)
+
+    def _take_channel(self, channel: str, data: bytes, headers: bytes | None) -> None:
+        following = self._following
+        try:
+            if headers is None:
+                record = decode(data)
+                if record.kind == "k":
+                    raise ValueError("a kept message that does not come from JetStream")
+            else:
+                epoch = epoch_of(data)
+                if epoch is not None:
+                    following.interrupted([channel])
+                    return
+                if data.startswith(b"S1 m"):
+                    record = decode(data)
+                    if record.node == self._node:
+                        if self._once.pop((channel, _key_of(headers)), self) is None:
+                            assert record.publication is not None
+                            following.deliver(channel, record.publication)
+                        return
+                else:
+                    found = publications_in(data)
+                    position = found[-1].position
+                    assert position is not None
+                    self._histories.seen(channel, int(header(headers, b"Nats-Sequence") or b""), position)
+                    for publication in found:
+                        following.arrive(channel, publication)
+                    return
+        except ValueError:
+            self._poison()
+            return
+        if record.node == self._node:
+            return
+        kind = record.kind
+        if kind == "m":
+            assert record.publication is not None
+            following.arrive(channel, record.publication)
+        elif kind == "s":
+            assert record.publication is not None
+            self._signalled(channel, record.publication.payload)
+        elif kind == "p":
+            self._heard.setdefault(record.node, self._loop.time())
+            if not self._roster.change(
+                channel, record.node, record.previous, record.number, record.joined, record.left
+            ):
+                self._ask(record.node, channel)
+        elif kind == "r":
+            self._ask(record.node, channel)
+        elif kind == "l":
+            following.lost(channel)
+
+    def _signalled(self, channel: str, payload: bytes) -> None:
+        if self._sink is not None:
+            try:
+                self._sink.signalled(channel, payload)
+            except Exception:
+                logger.exception("the sink of the backplane failed to take a signal, in channel %r", channel)
+
+    def _take_all(self, record: Record) -> None:
+        """From the subject of all nodes."""
+        node = record.node
+        if node == self._node:
+            if record.kind == "q":
+                while self._unechoed and self._unechoed[0][0] <= record.number:
+                    self._unechoed.popleft()
+                self._echo_at = self._loop.time()
+                if not self._unechoed:
+                    self._sent_before.clear()
+        elif record.kind == "q":
+            new = node not in self._fresh or record.number == 0
+            self._heard[node] = self._loop.time()
+            self._fresh.add(node)
+            if record.number == 0:
+                self._beat()
+            if new:
+                self._ask_all(node)
+        elif record.kind == "r":
+            self._drop_node(node)
+        elif record.kind == "l":
+            for channel in self._following.channels():
+                self._following.lost(channel)
+
+    # --- inside: members ---
+
+    def _node_subject(self, node: str, last: str) -> bytes:
+        return f"{self._prefix}.n.{node}.{last}".encode()
+
+    def _who_subject(self, channel: str) -> bytes:
+        return f"{self._prefix}.w.{token(channel)}".encode()
+
+    def _tell_soon(self) -> None:
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        if self._sink is None:
+            return
+        link = self._link
+        for channel, previous, version, joined, left, members in self._own.take():
+            if members and channel not in self._who_sids:
+                self._sid += 1
+                self._who_sids[channel] = self._sid
+                self._who_channels[self._sid] = channel
+                if link.up:
+                    link.send(b"SUB %b %d\r\n" % (self._who_subject(channel), self._sid))
+            elif not members and channel in self._who_sids:
+                sid = self._who_sids.pop(channel)
+                del self._who_channels[sid]
+                if link.up:
+                    link.send(b"UNSUB %d\r\n" % sid)
+            if link.up:
+                if len(joined) + len(left) > _MEMBERS:
+                    record = presence_unknown(self._node)
+                else:
+                    record = presence_changed(self._node, previous, version, joined, left)
+                link.publish(self._subject(channel), record)
+
+    def _ask(self, node: str, channel: str) -> None:
+        """Who is in the channel on that node?"""
+        if channel in self._following and (node, channel) not in self._asking:
+            self._asking.add((node, channel))
+            self._link.publish(self._node_subject(node, token(channel)), presence_unknown(self._node))
+
+    def _ask_all(self, node: str) -> None:
+        """Who is where on that node?"""
+        self._rounds[node] = set()
+        self._link.publish(self._node_subject(node, "="), presence_unknown(self._node))
+
+    def _take_own(self, last: str, reply: bytes, record: Record) -> None:
+        """From the subject of this node: questions about its members, and answers of others to its own."""
+        node = record.node
+        if record.kind == "q":
+            if node == self._node:
+                self._confirmed(record.number)
+        elif record.kind == "r":
+            if last == "=":
+                self._answer_with_all(node)
+            else:
+                self._answer_with_members(reply or self._node_subject(node, last), channel_of(last))
+        elif record.kind == "p":
+            if last == "=":
+                told = self._rounds.pop(node, None)
+                if told is not None:
+                    for channel in self._roster.channels_of(node):
+                        if channel not in told:
+                            self._roster.read_node(channel, node, record.number, {})
+                return
+            channel = channel_of(last)
+            members = self._parts.pop((node, channel), {}) | record.joined
+            if record.previous:  # so many parts are to come
+                self._parts[node, channel] = members
+                return
+            self._asking.discard((node, channel))
+            if node in self._rounds:
+                self._rounds[node].add(channel)
+            self._roster.read_node(channel, node, record.number, members)
+
+    def _answer_with_all(self, node: str) -> None:
+        for channel, _, _ in [*self._own.all()]:
+            self._answer_with_members(self._node_subject(node, token(channel)), channel)
+        version, _ = self._own.of("")
+        self._link.publish(self._node_subject(node, "="), presence_changed(self._node, 0, version, {}, []))
+
+    def _answer_with_members(self, subject: bytes, channel: str) -> None:
+        if self._telling:
+            self._tell()
+        version, members = self._own.of(channel)
+        items = [*members.items()]
+        parts = [dict(items[start : start + _MEMBERS]) for start in range(0, len(items), _MEMBERS)] or [{}]
+        for number, part in enumerate(parts, 1):
+            self._link.publish(subject, presence_changed(self._node, len(parts) - number, version, part, []))
+
+    def _judge_nodes(self, now: float) -> None:
+        """Who was not heard for too long is dead; if this node hears at all."""
+        if now - self._echo_at > self._limits.node_beat_s + 1.0:
+            return
+        oldest = now - self._limits.node_ttl_s
+        if self._up_at < oldest:
+            for node in [node for node, heard_at in self._heard.items() if heard_at < oldest]:
+                self._drop_node(node)
+
+    def _drop_node(self, node: str) -> None:
+        self._heard.pop(node, None)
+        self._fresh.discard(node)
+        self._rounds.pop(node, None)
+        self._roster.drop_node(node)
+
+    async def _ask_everybody(self, channel: str) -> dict[str, bytes | None]:
+        """The members of a channel on all other nodes that are not known to be dead. Raises Unavailable."""
+        deadline = self._loop.time() + self._limits.backplane_timeout_s
+        settled = self._up_at + _HELLO_S - self._loop.time()
+        if settled > 0:
+            await asyncio.sleep(settled)  # until then others may not have said that they are there
+        members: dict[str, bytes | None] = {}
+        waiting = {*self._heard}
+        while waiting:
+            for node in [*waiting]:
+                theirs = await self._ask_one(node, channel)
+                if theirs is not None:
+                    waiting.discard(node)
+                    members = theirs | members
+            waiting &= self._heard.keys()
+            if waiting:
+                if self._loop.time() > deadline:
+                    raise Unavailable(f"{len(waiting)} nodes do not say who is in channel {channel!r}")
+                await asyncio.sleep(_ASK_AGAIN_S)
+        return members
+
+    async def _ask_one(self, node: str, channel: str) -> dict[str, bytes | None] | None:
+        """What one node answers; None if it does not."""
+        subject, question = self._node_subject(node, token(channel)), presence_unknown(self._node)
+        members: dict[str, bytes | None] = {}
+        try:
+            for _, data in await self._link.request(subject, question, last=_is_last):
+                members |= decode(data).joined
+        except (OutcomeUnknown, ValueError):  # the latter: nobody listens there
+            return None
+        return members
+
+    # --- inside: tasks ---
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _answered(self, coroutine: Coroutine[Any, Any, Result]) -> asyncio.Future[Result]:
+        """What it returns or raises; who awaits that may be cancelled, and it goes on."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def done(task: asyncio.Task[Result]) -> None:
+            if future.done():
+                return
+            error = Unavailable("this NatsBackplane was closed meanwhile") if task.cancelled() else task.exception()
+            if error is None:
+                future.set_result(task.result())
+            else:
+                future.set_exception(error)
+                future.exception()
+
+        self._spawn(coroutine).add_done_callback(done)
+        return future
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(error, StreetError):
+                logger.error("a task of the backplane failed", exc_info=error)
+
+
+def _answer(pending: Pending, published: Published) -> None:
+    if not pending.future.done():
+        pending.future.set_result(published)
+
+
+def _fail(batch: list[Pending] | deque[Pending], error: StreetError) -> None:
+    for pending in batch:
+        if not pending.future.done():
+            pending.future.set_exception(error)
+            pending.future.exception()
+    batch.clear()
+
+
+def _is_last(headers: bytes, data: bytes) -> bool:
+    """Whether no more parts of the members of a channel are to come."""
+    return bool(status(headers)) or decode(data).previous == 0
+
+
+def _is_behind(top: Position, place: Position) -> bool:
+    return top.epoch == place.epoch and top.offset <= place.offset and top != place
+
+
+def _key_of(headers: bytes) -> str:
+    """The key of a message without history that comes back."""
+    message_id = header(headers, b"Nats-Msg-Id") or b""
+    return channel_of(message_id.partition(b":")[2].decode())
