@@ -113,7 +113,7 @@ DISTRIBUTIONS = {"jwt": "pyjwt", "cryptography": "pyjwt", "nats": "nats-py", "so
 EXTRA_OF = {
     "exposition": "metrics",
     "jwt_keys": "jwt",
-    "nats": "nats",
+    "nats_link": "nats",
     "redis": "redis",
     "redis_links": "redis",
 }
