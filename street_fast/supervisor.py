@@ -33,6 +33,7 @@ from street_fast.http_server import HttpServer
 from street_fast.listening import bind_tcp, bind_unix, listen_error, remove_unix
 from street_fast.local_nats import LocalNats, find_nats_server
 from street_fast.operations import metrics_response, ready_response
+from street_fast.process_stats import process_stats
 from street_fast.request import Request, Response
 from street_fast.serving import CannotServe, Options, tell, tls_context
 
@@ -168,6 +169,7 @@ class Supervisor:
         self._stop: asyncio.Event
         self._roll: asyncio.Event
         self._stopping = False
+        self._restarts = 0
 
     async def run(self) -> int:
         """The whole life of it; returns the exit status."""
@@ -345,6 +347,7 @@ class Supervisor:
                 when = f"in {delay_s:g} s" if delay_s else "now"
                 logger.error("worker %s has ended (%s); it is started again %s", slot.number, worker.end, when)
                 await asyncio.sleep(delay_s)
+                self._restarts += 1
                 slot.current = await self._launch(slot)
             answer = await self._answer_of(slot.current)
             if self._stopping:
@@ -462,10 +465,21 @@ class Supervisor:
         return "; ".join(reasons) or "no worker answers"
 
     async def _metrics(self, request: Request) -> Response:
-        return metrics_response(_told(await self._snapshots()))
+        return metrics_response(await self._told())
 
     async def _tell_metrics(self, worker: _Process, number: int) -> None:
-        worker.channel.send(control.Metrics(number, _told(await self._snapshots())))
+        worker.channel.send(control.Metrics(number, await self._told()))
+
+    async def _told(self) -> dict[str, Any]:
+        """The snapshots of those who have something to tell, as an application may have no Realtime; and our own."""
+        snapshots = await self._snapshots()
+        counts = {
+            "workers": len(self._slots),
+            "workers_ready": sum(bool(snapshot.get("ready")) for snapshot in snapshots.values()),
+            "restarts": self._restarts,
+        }
+        told: dict[str, Any] = {"": {"supervisor": counts, "process": process_stats()}}
+        return told | {number: snapshot for number, snapshot in snapshots.items() if "realtime" in snapshot}
 
     async def _snapshots(self) -> dict[str, dict[str, Any]]:
         """What the workers say that answer soon, by number."""
@@ -479,11 +493,6 @@ class Supervisor:
         if asked:
             await asyncio.wait(asked.values(), timeout=_SNAPSHOT_S)
         return {number: answer.result() for number, answer in asked.items() if answer.done()}
-
-
-def _told(snapshots: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Without those who have nothing to tell: their application has no Realtime."""
-    return {number: snapshot for number, snapshot in snapshots.items() if "realtime" in snapshot}
 
 
 def _below(text: str) -> str:
