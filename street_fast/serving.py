@@ -203,16 +203,17 @@ async def _made(application: str, found: object) -> Realtime | HttpServer:
 
 
 def _failed(problem: str, error: BaseException) -> CannotServe:
-    return CannotServe(problem, "".join(_trimmed(traceback.TracebackException.from_exception(error)).format()))
+    return CannotServe(problem, _traceback_of(error))
 
 
-def _trimmed(told: traceback.TracebackException) -> traceback.TracebackException:
-    """Without the frames of this module and of the import system: those of the application are left."""
+def _traceback_of(error: BaseException) -> str:
+    """Without the frames of this module and of the import system: those of the application are left, if any."""
+    told = traceback.TracebackException.from_exception(error)
     seen: traceback.TracebackException | None = told
     while seen is not None:
         seen.stack = traceback.StackSummary.from_list([f for f in seen.stack if not _is_ours(f.filename)])
         seen = seen.__cause__ or seen.__context__
-    return told
+    return "".join(told.format()) if told.stack or isinstance(error, SyntaxError) else ""
 
 
 def _is_ours(filename: str) -> bool:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import types
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +19,7 @@ from street_fast.serving import Allowed, Kept, Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
