@@ -277,6 +277,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = {"in": asyncio.Event(), "out": asyncio.Event()}
         self._dropped: set[str] = set()
+        self._torn: set[asyncio.StreamWriter] = set()  # who lacks some bytes
         self.carried = {"in": 0, "out": 0}
         """Bytes so far, to the server (in) and from it (out)."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -296,8 +297,12 @@ class Proxy:
         self._run(self._set, (), set(directions or ("in", "out")))
 
     def resume(self) -> None:
-        """Carry again, what waits included; and take connections again."""
+        """Carry again, what waits included; and take connections again. Those that lack bytes by now are reset."""
         self._run(self._set, (), set())
+
+    def lead_to(self, target_port: int) -> None:
+        """Connections from now on go to another server."""
+        self._target_port = target_port
 
     def close(self) -> None:
         """End it."""
@@ -321,6 +326,10 @@ class Proxy:
 
     async def _set(self, paused: tuple[str, ...], dropped: set[str]) -> None:
         self._dropped = dropped
+        if not dropped:
+            for writer in self._torn:
+                writer.transport.abort()
+            self._torn.clear()
         for direction, flowing in self._flowing.items():
             (flowing.clear if direction in paused else flowing.set)()
         if self._server is None:
@@ -361,6 +370,7 @@ class Proxy:
             while data := await reader.read(262_144):
                 await flowing.wait()
                 if direction in self._dropped:
+                    self._torn.add(writer)
                     continue
                 self.carried[direction] += len(data)
                 writer.write(data)

@@ -90,8 +90,10 @@ _MEMBERS_TTL_FACTOR = 2.4  # how long members stay without being written again, 
 _RECHECK_S = 0.3
 _CLOSE_S = 2.0
 _TOPOLOGY_S = 30.0
+_WAIT_PART = 0.6  # of the time that an answer has: what replicas get
 _OVERDUE_S = 10.0
 _LAG_S = 1.0
+_UNANSWERED = 5  # publishes without an answer on one link, within some 20 s, if they are more than 1 %
 _SAY_AGAIN = ("READONLY", "OOM", "NOSCRIPT", "MASTERDOWN", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK",
               "TRYAGAIN", "BUSY", "NOPERM", "CROSSSLOT", "NOAUTH")  # fmt: skip
 """Errors of Redis after which it has done nothing."""
@@ -146,8 +148,8 @@ class _Shard:
         self.probe_number = 0
         self.probe_back = 0
         self.probe_sent_at = 0.0
-        self.probe_back_at = 0.0
         self.probe_late = False
+        self.kept = 0  # messages that WAIT was not sent for
         self.unwaited: list[Callable[[int | Exception], None]] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -245,6 +247,7 @@ class RedisBackplane:
         self._keyed_waiting: dict[str, int] = {}
         self._to_read: deque[tuple[str, Position]] = deque()
         self._reads = 0
+        self._resetting: set[str] = set()
         self._roster_reads: dict[str, bool] = {}  # channels whose members are being read; True: once more
         self._doubtful: set[str] = set()
         self._alive: dict[str, float] = {}
@@ -430,6 +433,7 @@ class RedisBackplane:
 
         command.ask(packed, kept)
         self._published_kept += 1
+        shard.kept += 1
         return future
 
     def _kept_answered(
@@ -498,7 +502,7 @@ class RedisBackplane:
         if isinstance(error, NotSent):
             said = Unavailable(str(error))
         elif isinstance(error, ResponseError) and self._is_refusal(shard, error):
-            said = Unavailable(f"Redis refuses: {error}")
+            said = Unavailable(f"Redis refuses ({_kind_of(error)}): {error}")
         else:
             said = OutcomeUnknown(f"it may have been published or not: {reason_of(error)}")
             self._unanswered[0] += 1
@@ -520,7 +524,7 @@ class RedisBackplane:
         elif kind in ("MOVED", "ASK", "CLUSTERDOWN"):
             self._topology_changed.set()
         elif kind in ("OOM", "MISCONF", "NOREPLICAS", "NOPERM"):
-            self._refused_at, self._refused_why = self._time(), str(error)
+            self._refused_at, self._refused_why = self._time(), f"{kind}, {error}"
         return True
 
     # --- interest ---
@@ -735,7 +739,6 @@ class RedisBackplane:
             for shard in self._all_shards:
                 if shard.bus is link and name == shard.probe_name and node == self._node:
                     shard.probe_back = max(shard.probe_back, min(number, shard.probe_number))
-                    shard.probe_back_at = self._time()
                     shard.probe_late = False
         elif what == "l" and name == self._global_name and node != self._node:
             for channel in self._following.channels():
@@ -759,6 +762,8 @@ class RedisBackplane:
             shard.unconfirmed[name] = left
             return
         shard.unconfirmed.pop(name, None)
+        if name == shard.probe_name:
+            self._probe(shard)
         channel = self._channel_of.get(name)
         interest = None if channel is None else self._interests.get(channel)
         if channel is not None and interest is not None and channel in shard.sent:
@@ -874,7 +879,12 @@ class RedisBackplane:
         if failed:
             self._following.could_not_read(channel, since)
         else:
-            self._following.caught_up(channel, since, future.result())
+            page = future.result()
+            top = page.top
+            has_less = not page.recovered and top.epoch == since.epoch and top.offset <= since.offset
+            if not (has_less and self._reset(channel, since, top)):
+                self._resetting.discard(channel)
+                self._following.caught_up(channel, since, page)
         self._read_next()
 
     def _check_position(self, channel: str, place: Position) -> None:
@@ -894,10 +904,16 @@ class RedisBackplane:
         """`top` is what the history had when this node was at `place`."""
         if top.offset == 0 and place.offset == 0:
             return  # nothing was published yet, and the epoch of such channels ends now and then
+        self._following.check(channel, place, top)
+
+    def _reset(self, channel: str, since: Position, top: Position) -> bool:
+        """The history ends at `top`, and was at `since` before: another epoch, and then it is read again.
+
+        Others, and clients, may know what it has lost, too. Returns False if that was tried already.
+        """
         shard = self._shards[partition_of(channel)]
-        if self._following.check(channel, place, top) or shard is None or shard.command is None:
-            return
-        # The history has less than it had. Others, and clients, may know of that, too.
+        if shard is None or shard.command is None or channel in self._resetting:
+            return False
         self._resets += 1
         words = (
             shard.identity,
@@ -908,7 +924,15 @@ class RedisBackplane:
             top.tag.encode(),
         )
         route = self._routes.get(channel) or self._new_route(channel)
-        _ask(shard.command, _script(RESET, route.keys[:2], words), _ignore)
+
+        def answered(reply: Any) -> None:
+            self._to_read.append((channel, since))
+            self._read_next()
+
+        if not _ask(shard.command, _script(RESET, route.keys[:2], words), answered):
+            return False
+        self._resetting.add(channel)
+        return True
 
     # --- members ---
 
@@ -1324,6 +1348,7 @@ class RedisBackplane:
         if self._replicas:
             link.before_write = lambda: self._wait_for_replicas(shard, link)
         self._said = ""
+        self._answered, self._unanswered = [0, 0], [0, 0]
         now = self._time()
         if again or int(info.get("uptime_in_seconds", "0")) < self._limits.node_ttl_s:
             self._judge_from = now + self._limits.node_ttl_s
@@ -1390,7 +1415,8 @@ class RedisBackplane:
         partition = shard.partitions[0] if shard.partitions else 0
         shard.probe_name = self._bus_names.in_partition(partition, f"q:{self._node}")
         shard.probe_back = shard.probe_number
-        shard.probe_back_at = self._time()
+        shard.probe_number += 1  # to come back of the first one, which is sent when the bus is known to carry it
+        shard.probe_sent_at = self._time()
         shard.probe_late = False
         link.send(pack((self._subscribe_word, shard.probe_name)))
         if self._shards[0] is shard:
@@ -1405,7 +1431,6 @@ class RedisBackplane:
         shard.error = ""
         if not shard.tried.done():
             shard.tried.set_result(None)
-        self._probe(shard)
 
     def _begin_all(self) -> None:
         """Ask for the channels that the bus carries, and whose place is not known."""
@@ -1419,7 +1444,17 @@ class RedisBackplane:
 
     def _wait_for_replicas(self, shard: _Shard, link: CommandLink) -> None:
         """Before what has gathered is written: WAIT, once for all that is kept in it."""
-        del shard, link
+        if not shard.kept:
+            return
+
+        def answered(reply: Any) -> None:
+            unwaited, shard.unwaited = shard.unwaited, []
+            for hear in unwaited:
+                hear(reply)
+
+        timeout_ms = _ms(self._limits.backplane_timeout_s * _WAIT_PART)
+        if _ask(link, pack((b"WAIT", b"%d" % self._replicas, timeout_ms)), answered):
+            shard.kept = 0
 
     # --- time ---
 
@@ -1436,10 +1471,11 @@ class RedisBackplane:
             self._look_who_lives()
         if self._is_due("refresh", limits.presence_refresh_s):
             self._refresh_members()
-        if self._is_due("positions", limits.position_check_s / 25):
-            self._position_turn = (self._position_turn + 1) % 25
+        turns = max(1, min(25, int(limits.position_check_s / self._tick_s)))
+        if self._is_due("positions", limits.position_check_s / turns):
+            self._position_turn += 1
             for number, (channel, place) in enumerate(self._following.places()):
-                if number % 25 == self._position_turn:
+                if number % turns == self._position_turn % turns:
                     self._check_position(channel, place)
         if self._is_due("span", 10.0):
             self._answered = [0, self._answered[0]]
@@ -1601,7 +1637,7 @@ class RedisBackplane:
         if self._thread.lag_s > _LAG_S:
             return Health(False, "what Redis has sent waits for longer than a second to be taken in")
         answered, unanswered = sum(self._answered), sum(self._unanswered)
-        if unanswered * 100 > answered + unanswered:
+        if unanswered >= _UNANSWERED and unanswered * 100 > answered + unanswered:
             return Health(False, f"{unanswered} of {answered + unanswered} publishes had no sure answer lately")
         if now - self._refused_at < self._limits.backplane_probe_s:
             return Health(False, f"Redis refuses to write: {self._refused_why}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import ssl
 import threading
 import time
@@ -45,6 +46,8 @@ __all__ = [
     "parse_info",
     "reason_of",
 ]
+
+logger = logging.getLogger("street_fast")
 
 _READ_BYTES = 262_144
 _TAKE_S = 0.002
@@ -329,10 +332,16 @@ class CommandLink:
         no_answer, not_sent = NoAnswer("Redis has not answered"), NotSent("the connection to Redis has ended")
         for number, entry in enumerate(waiting):
             error = no_answer if number < sent else not_sent
+            self._tell_answer(entry, error)
+
+    def _tell_answer(self, entry: Callable[[Any], None] | str, reply: Any) -> None:
+        try:
             if isinstance(entry, str):
-                self._not_told(entry, error)
+                self._not_told(entry, reply)
             else:
-                entry(error)
+                entry(reply)
+        except Exception:
+            logger.exception("the answer of Redis to a command was not taken")
 
     async def closed(self) -> None:
         """Return when nothing of it runs any more."""
@@ -366,11 +375,8 @@ class CommandLink:
                     raise RedisError("an answer that nobody has asked for")
                 entry = waiting.popleft()
                 self._answers += 1
-                if isinstance(entry, str):
-                    if isinstance(reply, Exception):
-                        self._not_told(entry, reply)
-                else:
-                    entry(reply)
+                if not isinstance(entry, str) or isinstance(reply, Exception):
+                    self._tell_answer(entry, reply)
         except (OSError, RedisError) as error:
             self.fail(error)
 

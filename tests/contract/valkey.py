@@ -73,7 +73,10 @@ async def settle(*nodes: RedisBackplane) -> None:
             (node, shard) for node in nodes if node._sink is not None for shard in node._all_shards if shard.is_up
         ]
         before = [counts(node) for node, _ in connected]
-        await until(lambda connected=connected: all(is_quiet(node) for node, _ in connected))
+        try:
+            await until(lambda connected=connected: all(is_quiet(node) for node, _ in connected))
+        except AssertionError:
+            raise AssertionError([waits_for(node) for node, _ in connected]) from None
         for node, shard in connected:
             node._probe(shard)
         await until(
@@ -94,18 +97,21 @@ def counts(node: RedisBackplane) -> tuple[int, ...]:
 
 def is_quiet(node: RedisBackplane) -> bool:
     """Whether the node waits for nothing of Redis."""
-    return not (
-        any(shard.command is not None and not shard.command.idle for shard in node._all_shards)
-        or any(not interest.heard for interest in node._interests.values())
-        or node._reads
-        or node._to_read
-        or node._changed_interests
-        or node._members_due
-        or node._roster_reads
-        or node._unwritten
-        or node._following.reading
-        or node._thread.inbox
-    )
+    return not waits_for(node)
+
+
+def waits_for(node: RedisBackplane) -> dict[str, object]:
+    """For what."""
+    waiting = {
+        "answers": [shard.command for shard in node._all_shards if shard.command and not shard.command.idle],
+        "interests": [channel for channel, interest in node._interests.items() if not interest.heard],
+        "reads": node._reads or node._to_read,
+        "changes": node._changed_interests or node._members_due or node._unwritten,
+        "roster": node._roster_reads,
+        "following": node._following.reading,
+        "inbox": node._thread.inbox,
+    }
+    return {name: value for name, value in waiting.items() if value}
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
