@@ -6,11 +6,6 @@ stored, which the server publishes there. A node listens to those of its channel
 
 **A server that is away.** Messages without history and key are delivered here; the others are told of a loss when it is
 back, as they are of what was sent in the last moments before it went and may not have arrived. All else is refused.
-
-**Members** are not stored anywhere. Who opens a channel asks, and the nodes with members there answer; changes are told
-on the channel. Whoever hears a node for the first time, or again, asks it for everything. Every node says on ``b`` that
-it lives; the same message, coming back, shows that the bus carries. A node that was not heard for
-``Limits.node_ttl_s`` is dropped by each of the others.
 """
 
 from __future__ import annotations
@@ -22,29 +17,12 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from street_fast.backplanes import (
-    Health,
-    History,
-    OutcomeUnknown,
-    Publication,
-    Published,
-    Unavailable,
-)
+from street_fast.backplanes import Health, OutcomeUnknown, Publication, Published, Unavailable
 from street_fast.backplanes.following import Following
 from street_fast.backplanes.nats_history import Histories, Pending, channel_of, epoch_of, publications_in, token
-from street_fast.backplanes.nats_link import Link, header, status
-from street_fast.backplanes.reading import SharedReads
-from street_fast.backplanes.records import (
-    decode,
-    lost,
-    message,
-    new_node_id,
-    presence_changed,
-    presence_unknown,
-    probe,
-    signal,
-)
-from street_fast.backplanes.roster import OwnMembers, Roster
+from street_fast.backplanes.nats_link import Link, header
+from street_fast.backplanes.nats_nodes import ALL_SID, OWN_SID, Nodes
+from street_fast.backplanes.records import decode, lost, message, new_node_id, signal
 from street_fast.errors import ConfigurationError, StreetError
 from street_fast.limits import Limits, checked_limits
 
@@ -53,8 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from street_fast._core import LoopContext
-    from street_fast.backplanes import BackplaneSink, Page, Position
-    from street_fast.backplanes.records import Record
+    from street_fast.backplanes import BackplaneSink, History, Page, Position
 
 __all__ = ["NatsBackplane"]
 
@@ -64,19 +41,16 @@ logger = logging.getLogger("street_fast")
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _MOST_REPLICAS = 5
-_OWN_SID, _ALL_SID, _FIRST_SID = 2, 3, 10
+_FIRST_SID = 10
 _TICK_S = 0.25
 _START_S = 3.0
 _RETRY_TICKS = 2
 _BATCH_MESSAGES = 64
 _BATCH_BYTES = 262_144
-_MEMBERS = 400  # in one message; with the longest infos that is half of what NATS takes
 _REMEMBERED = 10_000  # channels that are to be told of a loss; above it all are
 _SUBJECTS = 20_000
 _READS = 64
 _PROBE_OVERDUE_S = 10.0
-_HELLO_S = 0.25
-_ASK_AGAIN_S = 0.1
 _NOT_KEPT = Published(None)
 
 
@@ -149,15 +123,21 @@ class NatsBackplane:
         self._link = self._new_link()
         self._histories = Histories(self._link, self._prefix, self._replicas, self._limits, self._node)
         self._following = Following(sink, self._catch_up)
-        self._roster = Roster(sink)
-        self._own = OwnMembers()
-        self._all_subject = f"{self._prefix}.b".encode()
-        self._subjects: dict[str, bytes] = {}
         self._sid = _FIRST_SID
+        self._nodes = Nodes(
+            self._link,
+            self._node,
+            self._prefix,
+            self._limits,
+            sink,
+            self._new_sid,
+            self._confirmed,
+            self._on_beat,
+            self._on_heard,
+        )
+        self._subjects: dict[str, bytes] = {}
         self._sids: dict[str, int] = {}
         self._channels: dict[int, str] = {}
-        self._who_sids: dict[str, int] = {}
-        self._who_channels: dict[int, str] = {}
         self._opening: dict[str, _Opening] = {}
         self._confirms: dict[int, list[tuple[str, _Opening]]] = {}
         self._confirming: list[tuple[str, _Opening]] = []
@@ -168,19 +148,9 @@ class NatsBackplane:
         self._unsent_all = False
         self._sent: set[str] = set()
         self._sent_before: set[str] = set()
-        self._heard: dict[str, float] = {}
-        self._fresh: set[str] = set()
-        self._asked: SharedReads[str, dict[str, bytes | None]] = SharedReads(self._ask_everybody)
-        self._rounds: dict[str, set[str]] = {}
-        self._parts: dict[tuple[str, str], dict[str, bytes | None]] = {}
-        self._asking: set[tuple[str, str]] = set()
         self._number = 0
-        self._beats = 0
-        self._beat_at = self._up_at = self._echo_at = self._refresh_at = 0.0
-        self._unechoed: deque[tuple[int, float]] = deque()
         self._to_check: deque[tuple[str, Position]] = deque()
         self._check_credit = 0.0
-        self._telling = False
         self._reads = asyncio.Semaphore(_READS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.poisoned = 0
@@ -196,15 +166,13 @@ class NatsBackplane:
         if self._sink is None:
             return
         self._sink = None
-        if self._link.up:
-            self._link.publish(self._all_subject, presence_unknown(self._node))
+        self._nodes.close()
         for channel in self._following.channels():
             self._following.close(channel)
-            self._roster.close(channel)
+            self._nodes.roster.close(channel)
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
-        self._asked.cancel()
         self._histories.close()
         await self._link.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -251,10 +219,9 @@ class NatsBackplane:
             raise self._not_started()
         if channel not in self._following:
             self._following.open(channel, history)
-            self._roster.open(channel)
-            self._sid += 1
-            self._sids[channel] = self._sid
-            self._channels[self._sid] = channel
+            self._nodes.roster.open(channel)
+            sid = self._sids[channel] = self._new_sid()
+            self._channels[sid] = channel
             if self._link.up:
                 self._listen(channel)
                 self._open(channel)
@@ -274,7 +241,7 @@ class NatsBackplane:
         if self._sink is None or channel not in self._following:
             return
         self._following.close(channel)
-        self._roster.close(channel)
+        self._nodes.roster.close(channel)
         sid = self._sids.pop(channel)
         del self._channels[sid]
         self._unread.pop(channel, None)
@@ -299,14 +266,12 @@ class NatsBackplane:
     def join(self, channel: str, member_id: str, info: bytes | None) -> None:
         """A member has come to this node."""
         if self._sink is not None:
-            self._own.join(channel, member_id, info)
-            self._tell_soon()
+            self._nodes.join(channel, member_id, info)
 
     def leave(self, channel: str, member_id: str) -> None:
         """A member has left it."""
         if self._sink is not None:
-            self._own.leave(channel, member_id)
-            self._tell_soon()
+            self._nodes.leave(channel, member_id)
 
     def members(self, channel: str) -> Awaitable[dict[str, bytes | None]]:
         """Who is there on the other nodes, see `Backplane.members`: each of them is asked."""
@@ -314,7 +279,7 @@ class NatsBackplane:
             raise self._not_started()
         if not self._link.up:
             raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
-        return self._answered(self._asked.read(channel))
+        return self._answered(self._nodes.members(channel))
 
     # --- questions ---
 
@@ -324,7 +289,7 @@ class NatsBackplane:
             return Health(False, "not started, or closed")
         if not self._link.up:
             return Health(False, f"NATS at {self._shown}: {self._link.trouble}")
-        if self._unechoed and self._loop.time() - self._unechoed[0][1] > _PROBE_OVERDUE_S:
+        if self._nodes.overdue_s() > _PROBE_OVERDUE_S:
             return Health(False, f"NATS at {self._shown}: nothing that is sent comes back")
         if self._histories.trouble:
             return Health(False, f"NATS at {self._shown}: JetStream: {self._histories.trouble}")
@@ -336,7 +301,7 @@ class NatsBackplane:
             return {}
         return {
             "channels_subscribed": len(self._following),
-            "nodes": len(self._heard),
+            "nodes": len(self._nodes),
             "reconnects": max(0, self._link.connects - 1),
             "timeouts": self._link.timeouts,
             "poisoned": self.poisoned,
@@ -449,7 +414,7 @@ class NatsBackplane:
             if not self._confirming:
                 self._loop.call_soon(self._confirm_all)
             self._confirming.append((channel, opening))
-        self._link.publish(f"{self._prefix}.w.{token(channel)}".encode(), presence_unknown(self._node))
+        self._nodes.open(channel)
 
     async def _find_top(self, channel: str, history: History, opening: _Opening) -> None:
         error: StreetError | None = None
@@ -473,7 +438,7 @@ class NatsBackplane:
         if self._link.up:
             self._number += 1
             self._confirms[self._number] = confirming
-            self._link.publish(self._node_subject(self._node, "="), probe(self._node, self._number))
+            self._nodes.confirm(self._number)
 
     def _confirmed(self, number: int) -> None:
         for channel, opening in self._confirms.pop(number, ()):
@@ -515,25 +480,16 @@ class NatsBackplane:
 
     def _up(self) -> None:
         link = self._link
-        link.send(b"SUB %b %d\r\n" % (self._node_subject(self._node, "*"), _OWN_SID))
-        link.send(b"SUB %b %d\r\n" % (self._all_subject, _ALL_SID))
         for channel in self._sids:
             self._listen(channel)
-        for channel, sid in self._who_sids.items():
-            link.send(b"SUB %b %d\r\n" % (self._who_subject(channel), sid))
-        now = self._loop.time()
-        self._up_at = self._echo_at = self._refresh_at = now
-        self._beats = -1
-        self._unechoed.clear()
-        self._beat()
+        self._nodes.connected()
         unsent, self._unsent = self._unsent, set()
         if self._unsent_all:
             self._unsent_all = False
-            link.publish(self._all_subject, lost(self._node))
+            link.publish(f"{self._prefix}.b".encode(), lost(self._node))
         else:
             for channel in unsent:
                 link.publish(self._subject(channel), lost(self._node))
-        self._tell_soon()
         again = [channel for channel in self._following.channels() if self._following.place(channel) is None]
         self._following.interrupted()
         for channel in again:
@@ -542,10 +498,7 @@ class NatsBackplane:
 
     def _down(self) -> None:
         self._histories.disconnected()
-        self._fresh.clear()
-        self._rounds.clear()
-        self._parts.clear()
-        self._asking.clear()
+        self._nodes.disconnected()
         self._once.clear()
         self._confirms.clear()
         self._confirming.clear()
@@ -558,14 +511,17 @@ class NatsBackplane:
         if len(self._unsent) > _REMEMBERED:
             self._unsent_all = True
 
-    def _beat(self) -> None:
-        self._beats += 1
-        now = self._loop.time()
-        self._beat_at = now
-        self._unechoed.append((self._beats, now))
+    def _new_sid(self) -> int:
+        self._sid += 1
+        return self._sid
+
+    def _on_beat(self) -> None:
+        """What was sent before this has arrived when it comes back."""
         self._sent_before |= self._sent
         self._sent = set()
-        self._link.publish(self._all_subject, probe(self._node, self._beats))
+
+    def _on_heard(self) -> None:
+        self._sent_before.clear()
 
     async def _tick(self) -> None:
         ticks = 0
@@ -577,19 +533,14 @@ class NatsBackplane:
             if not self._link.up:
                 continue
             ticks += 1
-            if now - self._beat_at >= beat_s:
-                self._beat()
+            if now - self._nodes.beat_at >= beat_s:
+                self._nodes.beat()
             if now - due > 1.0:
                 continue  # the process stood still: what came meanwhile is read first
-            if self._unechoed and now - self._unechoed[0][1] > self._limits.backplane_probe_s:
+            if self._nodes.overdue_s() > self._limits.backplane_probe_s:
                 self._link.end("the bus brings nothing back")
                 continue
-            self._judge_nodes(now)
-            if now - self._refresh_at >= self._limits.presence_refresh_s:
-                self._refresh_at = now
-                self._asking.clear()
-                for node in self._fresh:
-                    self._ask_all(node)
+            self._nodes.judge()
             if ticks % _RETRY_TICKS == 0:
                 self._try_again()
             self._check_some()
@@ -628,22 +579,20 @@ class NatsBackplane:
             else:
                 self._take_channel(channel, data, headers)
             return
-        if sid >= _FIRST_SID:
-            channel = self._who_channels.get(sid)
-            if channel is None:
-                return  # unsubscribed meanwhile
         try:
             record = decode(data)
         except ValueError:
             self._poison()
             return
-        if channel is not None:
-            if record.node != self._node and record.kind == "r":
-                self._answer_with_members(self._node_subject(record.node, token(channel)), channel)
-        elif sid == _ALL_SID:
-            self._take_all(record)
-        else:
-            self._take_own(subject.rpartition(b".")[2].decode(), reply, record)
+        if sid == OWN_SID:
+            self._nodes.take_own(subject.rpartition(b".")[2].decode(), reply, record)
+        elif sid == ALL_SID:
+            if record.kind == "l" and record.node != self._node:
+                for channel in self._following.channels():
+                    self._following.lost(channel)
+            self._nodes.take_all(record)
+        elif sid in self._nodes.who_channels:
+            self._nodes.take_who(self._nodes.who_channels[sid], record)
 
     def _poison(self) -> None:
         self.poisoned += 1
@@ -689,14 +638,8 @@ class NatsBackplane:
         elif kind == "s":
             assert record.publication is not None
             self._signalled(channel, record.publication.payload)
-        elif kind == "p":
-            self._heard.setdefault(record.node, self._loop.time())
-            if not self._roster.change(
-                channel, record.node, record.previous, record.number, record.joined, record.left
-            ):
-                self._ask(record.node, channel)
-        elif kind == "r":
-            self._ask(record.node, channel)
+        elif kind in ("p", "r"):
+            self._nodes.take_channel(channel, record)
         elif kind == "l":
             following.lost(channel)
 
@@ -706,169 +649,6 @@ class NatsBackplane:
                 self._sink.signalled(channel, payload)
             except Exception:
                 logger.exception("the sink of the backplane failed to take a signal, in channel %r", channel)
-
-    def _take_all(self, record: Record) -> None:
-        """From the subject of all nodes."""
-        node = record.node
-        if node == self._node:
-            if record.kind == "q":
-                while self._unechoed and self._unechoed[0][0] <= record.number:
-                    self._unechoed.popleft()
-                self._echo_at = self._loop.time()
-                if not self._unechoed:
-                    self._sent_before.clear()
-        elif record.kind == "q":
-            new = node not in self._fresh or record.number == 0
-            self._heard[node] = self._loop.time()
-            self._fresh.add(node)
-            if record.number == 0:
-                self._beat()
-            if new:
-                self._ask_all(node)
-        elif record.kind == "r":
-            self._drop_node(node)
-        elif record.kind == "l":
-            for channel in self._following.channels():
-                self._following.lost(channel)
-
-    # --- inside: members ---
-
-    def _node_subject(self, node: str, last: str) -> bytes:
-        return f"{self._prefix}.n.{node}.{last}".encode()
-
-    def _who_subject(self, channel: str) -> bytes:
-        return f"{self._prefix}.w.{token(channel)}".encode()
-
-    def _tell_soon(self) -> None:
-        if not self._telling:
-            self._telling = True
-            self._loop.call_soon(self._tell)
-
-    def _tell(self) -> None:
-        self._telling = False
-        if self._sink is None:
-            return
-        link = self._link
-        for channel, previous, version, joined, left, members in self._own.take():
-            if members and channel not in self._who_sids:
-                self._sid += 1
-                self._who_sids[channel] = self._sid
-                self._who_channels[self._sid] = channel
-                if link.up:
-                    link.send(b"SUB %b %d\r\n" % (self._who_subject(channel), self._sid))
-            elif not members and channel in self._who_sids:
-                sid = self._who_sids.pop(channel)
-                del self._who_channels[sid]
-                if link.up:
-                    link.send(b"UNSUB %d\r\n" % sid)
-            if link.up:
-                if len(joined) + len(left) > _MEMBERS:
-                    record = presence_unknown(self._node)
-                else:
-                    record = presence_changed(self._node, previous, version, joined, left)
-                link.publish(self._subject(channel), record)
-
-    def _ask(self, node: str, channel: str) -> None:
-        """Who is in the channel on that node?"""
-        if channel in self._following and (node, channel) not in self._asking:
-            self._asking.add((node, channel))
-            self._link.publish(self._node_subject(node, token(channel)), presence_unknown(self._node))
-
-    def _ask_all(self, node: str) -> None:
-        """Who is where on that node?"""
-        self._rounds[node] = set()
-        self._link.publish(self._node_subject(node, "="), presence_unknown(self._node))
-
-    def _take_own(self, last: str, reply: bytes, record: Record) -> None:
-        """From the subject of this node: questions about its members, and answers of others to its own."""
-        node = record.node
-        if record.kind == "q":
-            if node == self._node:
-                self._confirmed(record.number)
-        elif record.kind == "r":
-            if last == "=":
-                self._answer_with_all(node)
-            else:
-                self._answer_with_members(reply or self._node_subject(node, last), channel_of(last))
-        elif record.kind == "p":
-            if last == "=":
-                told = self._rounds.pop(node, None)
-                if told is not None:
-                    for channel in self._roster.channels_of(node):
-                        if channel not in told:
-                            self._roster.read_node(channel, node, record.number, {})
-                return
-            channel = channel_of(last)
-            members = self._parts.pop((node, channel), {}) | record.joined
-            if record.previous:  # so many parts are to come
-                self._parts[node, channel] = members
-                return
-            self._asking.discard((node, channel))
-            if node in self._rounds:
-                self._rounds[node].add(channel)
-            self._roster.read_node(channel, node, record.number, members)
-
-    def _answer_with_all(self, node: str) -> None:
-        for channel, _, _ in [*self._own.all()]:
-            self._answer_with_members(self._node_subject(node, token(channel)), channel)
-        version, _ = self._own.of("")
-        self._link.publish(self._node_subject(node, "="), presence_changed(self._node, 0, version, {}, []))
-
-    def _answer_with_members(self, subject: bytes, channel: str) -> None:
-        if self._telling:
-            self._tell()
-        version, members = self._own.of(channel)
-        items = [*members.items()]
-        parts = [dict(items[start : start + _MEMBERS]) for start in range(0, len(items), _MEMBERS)] or [{}]
-        for number, part in enumerate(parts, 1):
-            self._link.publish(subject, presence_changed(self._node, len(parts) - number, version, part, []))
-
-    def _judge_nodes(self, now: float) -> None:
-        """Who was not heard for too long is dead; if this node hears at all."""
-        if now - self._echo_at > self._limits.node_beat_s + 1.0:
-            return
-        oldest = now - self._limits.node_ttl_s
-        if self._up_at < oldest:
-            for node in [node for node, heard_at in self._heard.items() if heard_at < oldest]:
-                self._drop_node(node)
-
-    def _drop_node(self, node: str) -> None:
-        self._heard.pop(node, None)
-        self._fresh.discard(node)
-        self._rounds.pop(node, None)
-        self._roster.drop_node(node)
-
-    async def _ask_everybody(self, channel: str) -> dict[str, bytes | None]:
-        """The members of a channel on all other nodes that are not known to be dead. Raises Unavailable."""
-        deadline = self._loop.time() + self._limits.backplane_timeout_s
-        settled = self._up_at + _HELLO_S - self._loop.time()
-        if settled > 0:
-            await asyncio.sleep(settled)  # until then others may not have said that they are there
-        members: dict[str, bytes | None] = {}
-        waiting = {*self._heard}
-        while waiting:
-            for node in [*waiting]:
-                theirs = await self._ask_one(node, channel)
-                if theirs is not None:
-                    waiting.discard(node)
-                    members = theirs | members
-            waiting &= self._heard.keys()
-            if waiting:
-                if self._loop.time() > deadline:
-                    raise Unavailable(f"{len(waiting)} nodes do not say who is in channel {channel!r}")
-                await asyncio.sleep(_ASK_AGAIN_S)
-        return members
-
-    async def _ask_one(self, node: str, channel: str) -> dict[str, bytes | None] | None:
-        """What one node answers; None if it does not."""
-        subject, question = self._node_subject(node, token(channel)), presence_unknown(self._node)
-        members: dict[str, bytes | None] = {}
-        try:
-            for _, data in await self._link.request(subject, question, last=_is_last):
-                members |= decode(data).joined
-        except (OutcomeUnknown, ValueError):  # the latter: nobody listens there
-            return None
-        return members
 
     # --- inside: tasks ---
 
@@ -914,11 +694,6 @@ def _fail(batch: list[Pending] | deque[Pending], error: StreetError) -> None:
             pending.future.set_exception(error)
             pending.future.exception()
     batch.clear()
-
-
-def _is_last(headers: bytes, data: bytes) -> bool:
-    """Whether no more parts of the members of a channel are to come."""
-    return bool(status(headers)) or decode(data).previous == 0
 
 
 def _is_behind(top: Position, place: Position) -> bool:

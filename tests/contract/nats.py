@@ -72,7 +72,7 @@ class NatsBus:
 
 def busy(node: NatsBackplane) -> bool:
     """Whether something of the node is still on its way."""
-    return node.health().ok and bool(node._boxes or node._opening or node._following.reading or node._telling)
+    return node.health().ok and bool(node._boxes or node._opening or node._following.reading or node._nodes.telling)
 
 
 async def round_trip(node: NatsBackplane) -> None:
