@@ -46,6 +46,7 @@ __all__ = ["Supervisor", "supervise"]
 
 logger = logging.getLogger("street_fast")
 
+_WORKER = ("-m", "street_fast.worker")
 _BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 10.0)
 _STEADY_S = 60.0  # who has served for so long begins with the first delay again
 _START_S = 300.0  # an application may load a lot
@@ -273,8 +274,7 @@ class Supervisor:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "street_fast.worker",
+                *_WORKER,
                 str(theirs.fileno()),
                 str(slot.number),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -508,8 +508,10 @@ def _is_gone(terminal: int | None) -> bool:
     """Whether that terminal was closed, which is told with the same signal that asks for new workers."""
     if terminal is None:
         return False
+    import termios
+
     try:
-        os.tcgetpgrp(terminal)
-    except OSError:
+        termios.tcgetattr(terminal)
+    except termios.error:
         return True
     return False
