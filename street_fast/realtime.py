@@ -663,8 +663,8 @@ def _checked_backplane(backplane: Backplane | str | None, limits: Limits) -> Bac
         return MemoryBackplane(limits=limits)
     if isinstance(backplane, str):
         return backplane_at(backplane, limits)
-    methods = ("start", "close", "publish", "signal", "subscribe", "unsubscribe", "read", "join", "leave", "health")
-    missing = [name for name in methods if not callable(getattr(backplane, name, None))]
+    methods = "start close publish signal subscribe unsubscribe read join leave members health"
+    missing = [name for name in methods.split() if not callable(getattr(backplane, name, None))]
     if missing:
         raise ConfigurationError(f"backplane={backplane!r}: must be a Backplane; it has no {', '.join(missing)}")
     return backplane
