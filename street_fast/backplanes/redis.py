@@ -78,6 +78,8 @@ __all__ = ["RedisBackplane"]
 
 logger = logging.getLogger("street_fast")
 
+_Nodes = dict[str, "tuple[int, dict[str, bytes | None]]"]
+"""Version and members of some nodes in one channel."""
 _NOT_KEPT = Published(None)
 _BACKOFF_S = (0.05, 1.0)
 """Between two tries to connect: the least, and the most, of which a random part is taken."""
@@ -88,6 +90,7 @@ _READS_AT_ONCE = 100
 _MOST_SHARED_EPOCH_S = 43_200.0
 _MEMBERS_TTL_FACTOR = 2.4  # how long members stay without being written again, in presence_refresh_s
 _RECHECK_S = 0.3
+_BACK_S = 2.0  # what the other nodes get to come back to a server that was started anew
 _CLOSE_S = 2.0
 _TOPOLOGY_S = 30.0
 _WAIT_PART = 0.6  # of the time that an answer has: what replicas get
@@ -251,7 +254,7 @@ class RedisBackplane:
         self._roster_reads: dict[str, bool] = {}  # channels whose members are being read; True: once more
         self._doubtful: set[str] = set()
         self._alive: dict[str, float] = {}
-        self._judge_from = float("-inf")
+        self._judge_from = self._complete_from = float("-inf")
         self._lived = False
         self._shared_reads = SharedReads(self._fetch)
         self._global_name = self._bus_names.in_partition(0, "g")
@@ -1039,62 +1042,98 @@ class RedisBackplane:
         for channel in self._interests:
             self._read_roster(channel)
 
+    def members(self, channel: str) -> Awaitable[dict[str, bytes | None]]:
+        """See `Backplane.members`. Soon after the server was started anew it is not known, as others come back, too."""
+        if self._sink is None:
+            raise Unavailable("this RedisBackplane is not started, or is closed")
+        if self._time() < self._complete_from:
+            raise Unavailable("Redis was started anew, and the other nodes may not have said yet who is there")
+        future: asyncio.Future[dict[str, bytes | None]] = self._loop.create_future()
+        future.add_done_callback(_look_at)
+
+        def answered(nodes: _Nodes | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(nodes, Exception):
+                future.set_exception(Unavailable(f"who is there cannot be read: {reason_of(nodes)}"))
+                return
+            found: dict[str, bytes | None] = {}
+            for _, members in nodes.values():
+                found |= members
+            future.set_result(found)
+
+        self._ask_roster(channel, answered)
+        return future
+
     def _read_roster(self, channel: str) -> None:
-        """Who is in a channel on the other nodes."""
+        """Who is in a channel of this node on the other nodes."""
         if channel in self._roster_reads:
             self._roster_reads[channel] = True
             return
-        shard = self._shards[partition_of(channel)]
-        if shard is None or shard.command is None or channel not in self._interests:
+        if channel not in self._interests:
             return
-        before = self._names.in_partition(partition_of(channel), "p:")
         mark = self._roster.mark()
 
-        def answered(reply: Any) -> None:
-            if isinstance(reply, Exception) or self._sink is None:
-                self._roster_reads.pop(channel, None)
+        def answered(nodes: _Nodes | Exception) -> None:
+            again = self._roster_reads.pop(channel, False)
+            if isinstance(nodes, Exception):
                 self._doubtful.add(channel)
                 return
-            self._have_roster(channel, mark, reply)
+            self._roster.read(channel, nodes, mark, lambda _: self._time() < self._judge_from)
+            if again:  # what is known may be older than what is wanted
+                self._read_roster(channel)
+                return
+            interest = self._interests.get(channel)
+            if interest is not None and not interest.rostered and interest.confirmed:
+                interest.rostered = True
+                self._hear(interest)
 
-        words = (before, b":" + channel.encode(), self._node.encode())
-        if _ask(shard.command, _script(ROSTER, (self._names.of("n", channel),), words), answered):
-            self._roster_reads[channel] = False
-
-    def _roster_read(self, channel: str) -> None:
-        """It is done."""
-        if self._roster_reads.pop(channel, False):  # what is known may be older than what is wanted
-            self._read_roster(channel)
-            return
-        interest = self._interests.get(channel)
-        if interest is not None and not interest.rostered and interest.confirmed:
-            interest.rostered = True
-            self._hear(interest)
-
-    def _have_roster(self, channel: str, mark: int, reply: list[Any]) -> None:
-        nodes: dict[str, tuple[int, dict[str, bytes | None]]] = {}
+        self._roster_reads[channel] = False
         try:
-            for node, flat in zip(reply[::2], reply[1::2], strict=True):
-                fields = dict(zip(flat[::2], flat[1::2], strict=True))
-                version = int(fields.pop(b""))
-                nodes[node.decode()] = (version, {name.decode(): _info_of(info) for name, info in fields.items()})
-        except (ValueError, KeyError):
-            self._poisoned += 1
-            self._roster_read(channel)
-            return
+            self._ask_roster(channel, answered)
+        except Unavailable:
+            del self._roster_reads[channel]
+
+    def _ask_roster(self, channel: str, answered: Callable[[_Nodes | Exception], None]) -> None:
+        """`answered` gets the other nodes that live, and have members in a channel. Raises Unavailable."""
+        _, command = self._command_of(channel)
+        before = self._names.in_partition(partition_of(channel), "p:")
+        words = (before, b":" + channel.encode(), self._node.encode())
+
+        def heard(reply: Any) -> None:
+            if self._sink is None:
+                answered(Unavailable("this RedisBackplane is closed"))
+                return
+            if isinstance(reply, Exception):
+                answered(reply)
+                return
+            nodes: _Nodes = {}
+            try:
+                for node, flat in zip(reply[::2], reply[1::2], strict=True):
+                    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                    version = int(fields.pop(b""))
+                    nodes[node.decode()] = (version, {name.decode(): _info_of(info) for name, info in fields.items()})
+            except (ValueError, KeyError) as error:
+                self._poisoned += 1
+                answered(error)
+                return
+            self._without_dead(channel, nodes, answered)
+
+        command.ask(_script(ROSTER, (self._names.of("n", channel),), words), heard)
+
+    def _without_dead(self, channel: str, nodes: _Nodes, answered: Callable[[_Nodes | Exception], None]) -> None:
         now = self._time()
         unsure = [node for node in nodes if now - self._alive.get(node, float("-inf")) > self._limits.node_ttl_s / 4]
 
         def judged(dead: set[str]) -> None:
             if self._sink is None:
+                answered(Unavailable("this RedisBackplane is closed"))
                 return
-            if dead and self._time() < self._judge_from:
+            if self._time() < self._judge_from:
                 dead = set()
-            if dead:
+            if dead and channel in self._interests:
                 self._doubtful.add(channel)
-            alive = {node: there for node, there in nodes.items() if node not in dead}
-            self._roster.read(channel, alive, mark, lambda _: self._time() < self._judge_from)
-            self._roster_read(channel)
+            answered({node: there for node, there in nodes.items() if node not in dead})
 
         self._ask_living(unsure, judged)
 
@@ -1343,6 +1382,8 @@ class RedisBackplane:
         again = bool(shard.run_id)
         identity = self._identity_of(info)
         is_other = again and identity != shard.identity
+        if again and info.get("run_id", "") != shard.run_id:
+            self._complete_from = self._time() + _BACK_S
         shard.identity, shard.run_id = identity, info.get("run_id", "")
         shard.command, shard.command_address = link, address
         if self._replicas:
