@@ -118,6 +118,10 @@ class Exchange(Outlet):
         self._is_checked = False  # whether what is delivered may come from anybody who reaches a broker
         self.refused = 0
         """What other nodes sent and is not what a Realtime sends."""
+        self.unavailable = 0
+        """Publishes that were refused, because the backplane could not do them."""
+        self.unknown = 0
+        """Publishes of which nobody knows whether they were done."""
         self._gaps: dict[str, asyncio.Task[None]] = {}  # of channels that are about to be told of one
         self._interests: dict[str, asyncio.Future[None]] = {}  # of channels that the backplane is about to hear
         self._questions = 0  # about who is on the other nodes
@@ -213,6 +217,13 @@ class Exchange(Outlet):
         finally:
             self._questions -= 1
         return self.hub.roll(channel, dict(self._members_of(channel, others.items())))
+
+    def note_failed(self, error: BaseException) -> None:
+        """A publish has failed."""
+        if isinstance(error, Unavailable):
+            self.unavailable += 1
+        else:
+            self.unknown += 1
 
     # --- what the backplane says ---
 

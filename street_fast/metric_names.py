@@ -182,6 +182,13 @@ METRICS: tuple[Metric, ...] = (
         "street_fast_forbidden_total", "counter", "realtime.forbidden", "What clients asked for and were not allowed."
     ),
     Metric(
+        "street_fast_publishes_failed_total",
+        "counter",
+        "Publishes that the backplane refused (unavailable), or of which nobody knows what became of them (unknown).",
+        {"unavailable": "realtime.unavailable", "unknown": "realtime.unknown"},
+        "result",
+    ),
+    Metric(
         "street_fast_recoveries_total",
         "counter",
         "Subscriptions that asked for what they had missed: all of it was there (recovered), or not (lost: the client "
@@ -292,6 +299,12 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "backplane.poisoned",
         "Messages from the broker that no node of ours can have sent, and that were skipped.",
+    ),
+    _one(
+        "street_fast_backplane_foreign_total",
+        "counter",
+        "realtime.foreign",
+        "Messages from other nodes that are not what a Realtime sends, and that were skipped.",
     ),
     _one(
         "street_fast_backplane_doubles_total",

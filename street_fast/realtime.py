@@ -185,6 +185,9 @@ class Realtime:
             "published": self.exchange.delivered,
             "forbidden": self.forbidden,
             "rate_limited": self.exchange.rate_limited,
+            "unavailable": self.exchange.unavailable,
+            "unknown": self.exchange.unknown,
+            "foreign": self.exchange.refused,
             "recovered": self._recovered,
             "not_recovered": self._not_recovered,
         }
@@ -331,7 +334,7 @@ class Realtime:
         except Exception as error:
             published = _failed(error)
         if inspect.isawaitable(published):
-            return _Publishing(channel, ts, published)
+            return _Publishing(channel, ts, published, self.exchange)
         return _Published(Receipt(ts, *published))
 
     def _check_loop(self) -> None:
@@ -596,10 +599,11 @@ class _Published:
 class _Publishing:
     """A publish that goes on, whether or not anybody awaits it; in the latter case an error is logged."""
 
-    __slots__ = ("_awaited", "_channel", "_future", "_ts")
+    __slots__ = ("_awaited", "_channel", "_exchange", "_future", "_ts")
 
-    def __init__(self, channel: str, ts: int, published: Awaitable[Published]) -> None:
+    def __init__(self, channel: str, ts: int, published: Awaitable[Published], exchange: Exchange) -> None:
         self._channel = channel
+        self._exchange = exchange
         self._ts = ts
         self._awaited = False
         self._future = asyncio.ensure_future(published)
@@ -614,8 +618,10 @@ class _Publishing:
         if future.cancelled():
             return
         error = future.exception()
-        if error is not None and not self._awaited:
-            logger.error("publishing to channel %r failed: %s", self._channel, error)
+        if error is not None:
+            self._exchange.note_failed(error)
+            if not self._awaited:
+                logger.error("publishing to channel %r failed: %s", self._channel, error)
 
 
 def _failed(error: Exception) -> asyncio.Future[Published]:

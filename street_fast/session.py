@@ -255,6 +255,7 @@ class Session(Publisher):
             raise
         except BaseException as error:
             if self.peer.closed:
+                self._realtime.exchange.note_failed(error)
                 raise
             self._publish_failed(envelope, error)
             return
@@ -263,6 +264,7 @@ class Session(Publisher):
     def _publish_failed(self, envelope: Envelope, error: BaseException) -> None:
         if isinstance(error, STOPPING):
             raise error
+        self._realtime.exchange.note_failed(error)
         if isinstance(error, Unavailable):
             self._refuse(envelope, "unavailable", "it was not published; try again later")
             return

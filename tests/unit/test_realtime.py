@@ -572,6 +572,8 @@ class TestPublish:
         world.realtime.publish("room", 1)
         await world.settle()
         assert [record.message for record in caplog.records] == [f"publishing to channel 'room' failed: {error}"]
+        told = world.realtime.stats()["realtime"]
+        assert (told["unavailable"], told["unknown"]) == ((2, 0) if isinstance(error, Unavailable) else (0, 2))
 
     async def test_a_backplane_that_answers_later(self, make):
         answers = []
@@ -672,6 +674,9 @@ class TestQuestions:
             "published": 1,
             "forbidden": 1,
             "rate_limited": 0,
+            "unavailable": 0,
+            "unknown": 0,
+            "foreign": 0,
             "recovered": 0,
             "not_recovered": 1,
         }

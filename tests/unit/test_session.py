@@ -300,6 +300,8 @@ class TestPublish:
         world = await make(backplane=Broken())
         assert await world.client("ada").refused("publish", channel="room", data=1, key="k") == code
         assert bool(caplog.records) is isinstance(error, (Panic, OSError))
+        told = world.realtime.stats()["realtime"]
+        assert {name: told[name] for name in ("unavailable", "unknown")} == {"unavailable": 0, "unknown": 0, code: 1}
 
     async def test_a_backplane_that_answers_later(self, make):
         answer = asyncio.get_running_loop().create_future()
