@@ -99,10 +99,9 @@ def test_what_is_missing_or_strange_is_left_out():
 
 
 def test_what_a_backplane_counts_beyond_the_names_is_told_too():
-    one = snapshot(backplane={"up": 1, "pigeons": 3, "probe_ms": 40, "Bad name": 1, "who": "me", "ok": True, 'x"\n': 1})
+    one = {"backplane": {"up": 1, "pigeons": 3, "probe_ms": 40, "Bad name": 1, "who": "me", "ok": True, 'x"\n': 1}}
     told = samples(render({"": one, "1": {"backplane": {"pigeons": 4}}}))
-    others = {key: value for key, value in told.items() if key[0].startswith("street_fast_backplane_")}
-    assert others == {
+    assert told == {
         ("street_fast_backplane_up", ()): 1,
         ("street_fast_backplane_pigeons", ()): 3,
         ("street_fast_backplane_pigeons", (("worker", "1"),)): 4,
