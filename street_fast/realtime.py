@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from street_fast._core import TimerWheel
     from street_fast.backplanes import Backplane, History, Position, Published
     from street_fast.limits import Limits
+    from street_fast.permissions import Authorize
     from street_fast.request import Request
     from street_fast.server import Front
     from street_fast.session import SessionPeer
@@ -55,7 +56,6 @@ __all__ = ["Realtime", "Receipt"]
 
 logger = logging.getLogger("street_fast")
 
-Authorize: TypeAlias = Callable[[Member, str, str], bool | Awaitable[bool]]
 Who: TypeAlias = Member | None
 
 AnyHandler = TypeVar("AnyHandler", bound=Callable[..., object])

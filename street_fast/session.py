@@ -7,11 +7,7 @@ awaited before the next. An envelope with an id gets exactly one ``reply`` or ``
 Operations are generators that yield what they have to wait for. Mostly that is nothing: `authorize` is a plain function
 and the backplane in memory; then an operation is done when `handle` returns, without a coroutine and a task. Publishing
 where everybody may is the hot path, and not even a generator. The code of the application (`authorize`, a token's
-`member`) is only ever awaited in the task of the transport.
-
-Nobody is allowed anything by an accident: an `authorize` that raises, or answers anything but True, has refused. A
-channel ``user:<id>`` is its member's: no other may subscribe to it or look into it, whatever `authorize` says; and to
-publish there takes an explicit True.
+`member`) is only ever awaited in the task of the transport. What a member may do is for `permissions` to say.
 """
 
 from __future__ import annotations
@@ -20,11 +16,11 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from street_fast.auth import Grant, Member, TokenRefused
+from street_fast.auth import Member, TokenRefused
 from street_fast.backplanes import OutcomeUnknown, Position, Published, Unavailable
 from street_fast.errors import CloseCode, LimitExceeded
 from street_fast.messages import (
@@ -38,12 +34,14 @@ from street_fast.messages import (
     publication_json,
     publish_reply,
 )
+from street_fast.permissions import Grants, ask, judge
 from street_fast.publishing import Publisher
 from street_fast.recovery import CatchUp, Recovery
 from street_fast.street_socket import STOPPING, UNHANDLED
 
 if TYPE_CHECKING:
     from street_fast._core import Timer
+    from street_fast.auth import Grant
     from street_fast.backplanes import Page, Publication
     from street_fast.hub import Peer
     from street_fast.realtime import Realtime
@@ -89,13 +87,6 @@ class _Refused(Exception):
         super().__init__(message)
 
 
-class _ChannelGrant(NamedTuple):
-    """What a channel token allows, and the timer that ends it."""
-
-    actions: frozenset[str]
-    timer: Timer | None
-
-
 class _TypingData(msgspec.Struct):
     typing: bool
 
@@ -130,7 +121,7 @@ class Session(Publisher):
     def __init__(self, realtime: Realtime, peer: SessionPeer) -> None:
         super().__init__(realtime, peer, realtime.exchange)
         self._timer: Timer | None = None  # until it must have logged in, or brought a new token
-        self._grants: dict[str, _ChannelGrant] | None = None
+        self._grants: Grants | None = None
         self._recovery: Recovery | None = None
 
     @property
@@ -174,7 +165,7 @@ class Session(Publisher):
             self._timer.cancel()
             self._timer = None
         if self._grants is not None:
-            for channel in list(self._grants):
+            for channel in self._grants.channels():
                 self._drop_grant(channel)
         if self._recovery is not None:
             for channel in list(self._recovery.catch_ups):
@@ -219,7 +210,7 @@ class Session(Publisher):
         return self._run(envelope, self._publishing(envelope, channel, answer))
 
     def _publishing(self, envelope: Envelope, channel: str, answer: object) -> Steps[None]:
-        allowed = yield from self._judge(answer, channel, "publish")
+        allowed = yield from judge(answer, channel, "publish", self.peer)
         if not allowed:
             raise self._forbidden("publish")
         left = self._publish(envelope, channel)
@@ -535,54 +526,12 @@ class Session(Publisher):
         return _Refused("forbidden", f"{action} is not allowed in this channel")
 
     def _is_allowed(self, channel: str, action: str) -> Steps[bool]:
-        allowed = yield from self._judge(self._ask(channel, action), channel, action)
+        allowed = yield from judge(self._ask(channel, action), channel, action, self.peer)
         return allowed
 
     def _ask(self, channel: str, action: str) -> object:
-        """Whether the member may do that: True, False, or what `authorize` has returned, for `_judge`."""
-        member, authorize = self.member, self._realtime.authorize
-        assert member is not None
-        grant = None if self._grants is None else self._grants.get(channel)
-        if channel[:5] == _USER:
-            if action != "publish":
-                return channel == _USER + member.id
-            if authorize is None:
-                return grant is not None and action in grant.actions
-        if grant is not None and action in grant.actions:
-            return True
-        if authorize is None:
-            return True
-        try:
-            return authorize(member, channel, action)
-        except STOPPING:
-            raise
-        except BaseException as error:
-            return self._authorize_failed(error, channel, action)
-
-    def _judge(self, answer: object, channel: str, action: str) -> Steps[bool]:
-        """What an answer of `authorize` comes to, which may have to be awaited: nothing but True allows."""
-        if inspect.isawaitable(answer):
-            try:
-                answer = yield answer
-            except STOPPING:
-                raise
-            except BaseException as error:
-                if self.peer.closed:
-                    raise
-                return self._authorize_failed(error, channel, action)
-        if isinstance(answer, bool):
-            return answer
-        logger.error(
-            "authorize returned %r, which is neither True nor False: %s of channel %r is refused",
-            type(answer).__name__,
-            action,
-            channel,
-        )
-        return False
-
-    def _authorize_failed(self, error: BaseException, channel: str, action: str) -> bool:
-        logger.error("authorize failed: %s of channel %r is refused", action, channel, exc_info=error)
-        return False
+        assert self.member is not None
+        return ask(self._realtime.authorize, self._grants, self.member, channel, action)
 
     def _take_grant(self, channel: str, token: str) -> Steps[None]:
         """Notes what a token allows in the channel, in place of what one allowed before."""
@@ -594,21 +543,15 @@ class Session(Publisher):
             grant: Grant = (yield answer) if inspect.isawaitable(answer) else answer
         except TokenRefused as error:
             raise _Refused("unavailable" if error.temporary else "unauthorized", str(error)) from None
-        self._drop_grant(channel)
         if self.peer.closed:
             return
-        timer = None
-        if grant.expires_at is not None:
-            timer = self._schedule(grant.expires_at, self._on_grant_due, (channel, grant.expires_at))
         if self._grants is None:
-            self._grants = {}
-        self._grants[channel] = _ChannelGrant(grant.actions, timer)
+            self._grants = Grants(self._schedule, self._is_over, self._on_grant_over)
+        self._grants.put(channel, grant)
 
     def _drop_grant(self, channel: str) -> None:
         if self._grants is not None:
-            grant = self._grants.pop(channel, None)
-            if grant is not None and grant.timer is not None:
-                grant.timer.cancel()
+            self._grants.drop(channel)
             if not self._grants:
                 self._grants = None
 
@@ -637,15 +580,8 @@ class Session(Publisher):
         else:
             self._timer = self._schedule(member.expires_at, self._on_token_due)
 
-    def _on_grant_due(self, due: tuple[str, float]) -> None:
-        channel, expires_at = due
-        grant = None if self._grants is None else self._grants.get(channel)
-        if self._grants is None or grant is None:
-            return
-        if not self._is_over(expires_at):
-            self._grants[channel] = grant._replace(timer=self._schedule(expires_at, self._on_grant_due, due))
-        elif not self.take_out(channel, "unauthorized", "the token for this channel has expired"):
-            self._drop_grant(channel)
+    def _on_grant_over(self, channel: str) -> None:
+        self.take_out(channel, "unauthorized", "the token for this channel has expired")
 
     # --- answers ---
 
@@ -777,7 +713,6 @@ def _short(reason: str) -> str:
     return reason.encode()[:123].decode(errors="ignore")
 
 
-_USER = "user:"
 _ALL_GUESTS = "\0"
 _DAY_S = 86_400.0
 _LAST_S = 2**53 // 1_000
