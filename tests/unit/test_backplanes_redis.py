@@ -1,8 +1,9 @@
-"""RedisBackplane when Redis, or the network to it, fails: over a real Valkey server. ``tests/contract`` has the rest."""
+"""RedisBackplane when Redis, or the network to it, fails: over real Valkey servers. ``tests/contract`` has the rest."""
 
 from __future__ import annotations
 
 import asyncio
+import binascii
 import contextlib
 import itertools
 import logging
@@ -15,9 +16,10 @@ import pytest
 
 from street_fast.backplanes import History, OutcomeUnknown, Position, Unavailable
 from street_fast.backplanes.redis import RedisBackplane
+from street_fast.backplanes.redis_scripts import partition_of
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
-from tests.brokers import Proxy, Valkey
+from tests.brokers import Proxy, Valkey, ValkeyCluster, wait_until
 from tests.contract.bus import Recorder, done
 from tests.contract.valkey import settle, until
 
@@ -627,3 +629,135 @@ async def test_close_while_everything_fails(valkey, proxied, new_node):
         with contextlib.suppress(Unavailable, OutcomeUnknown):
             await result
     assert sink.payloads("c") == []
+
+
+class TestSentinel:
+    async def test_the_new_primary_is_found_after_a_failover(self, valkey, new_node):
+        with Valkey() as replica:
+            replica.follow(valkey)
+            with Valkey(sentinel_of=("street", valkey.port)) as sentinel:
+                wait_until(lambda: sentinel_replicas(sentinel) > 0)
+                url = f"redis+sentinel://127.0.0.1:{sentinel.port}/street"
+                (a, sink_a), (b, _) = await new_node(url), await new_node(url)
+                await done(a.subscribe("c", LONG))
+                old = await publish(b, "c", 1, 3)
+                await settle(a, b)
+                valkey.kill()
+                await until(lambda: not a.health().ok)
+                await until(lambda: a.health().ok and b.health().ok, 20)
+                assert a._all_shards[0].command_address.port == replica.port
+                new = await publish(b, "c", 4, 5)
+                await settle(a, b)
+                assert sink_a.payloads("c") == numbers(1, 5)
+                assert "c" in sink_a.losses
+                assert new[0].epoch != old[0].epoch
+                for node in (a, b):
+                    await node.close()
+
+    async def test_a_service_that_no_sentinel_knows_is_said(self, valkey, new_node):
+        with Valkey(sentinel_of=("street", valkey.port)) as sentinel:
+            node, _ = await new_node(f"redis+sentinel://127.0.0.1:{sentinel.port}/other")
+            assert "'other'" in node.health().detail
+            await node.close()
+
+
+def sentinel_replicas(sentinel):
+    return len(sentinel.command("SENTINEL", "REPLICAS", "street"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = ValkeyCluster()
+    cluster.start()
+    yield cluster
+    cluster.close()
+
+
+def cluster_url(cluster):
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes)
+
+
+def slot_of(channel):
+    return binascii.crc_hqx(b"%d" % partition_of(channel), 0) % 16_384
+
+
+class TestCluster:
+    async def test_channels_are_spread_over_all_servers(self, cluster, new_node):
+        url = cluster_url(cluster)
+        (a, _), (b, sink) = await new_node(url), await new_node(url)
+        channels = [f"c{number}" for number in range(40)]
+        assert len({cluster.owner(slot_of(channel)).port for channel in channels}) == 3
+        await asyncio.gather(*(done(b.subscribe(channel, LONG)) for channel in channels))
+        for channel in channels:
+            a.join(channel, "ann", None)
+            await publish(a, channel, 1, 2)
+            await done(a.publish(channel, b"3"))
+            assert (await done(a.publish(channel, b"4", key="k"))) == (None, False)
+            assert (await done(a.publish(channel, b"4", key="k"))) == (None, True)
+        await settle(a, b)
+        for channel in channels:
+            assert sorted(sink.payloads(channel)) == numbers(1, 4)
+            assert sink.members[channel] == {"ann": None}
+        assert sink.losses == []
+        await a.close()
+        await until(lambda: not any(sink.members.values()))
+
+    async def test_a_slot_that_moves_is_followed(self, cluster, new_node):
+        url = cluster_url(cluster)
+        (a, sink_a), (b, sink_b) = await new_node(url), await new_node(url)
+        channel = "moving"
+        for node in (a, b):
+            await done(node.subscribe(channel, LONG))
+            await done(node.subscribe("still", LONG))
+        a.join(channel, "ann", None)
+        await publish(a, channel, 1, 3)
+        slot = slot_of(channel)
+        owner = cluster.owner(slot)
+        cluster.move(slot, next(node for node in cluster.nodes if node is not owner))
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                await publish(a, channel, 4, 4)
+                break
+            except Unavailable:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
+        await up(a, b)
+        await publish(a, channel, 5, 6)
+        await publish(a, "still", 1, 2)
+        await settle(a, b)
+        for sink in (sink_a, sink_b):
+            assert sink.payloads(channel) == numbers(1, 6)
+            assert sink.payloads("still") == numbers(1, 2)
+            assert "still" not in sink.losses
+        await until(lambda: sink_b.members[channel] == {"ann": None})
+
+    async def test_without_one_server_the_others_go_on(self, cluster, new_node):
+        url = cluster_url(cluster)
+        for server in cluster.nodes:
+            server.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        (a, _), (b, sink) = await new_node(url), await new_node(url)
+        here = {cluster.owner(slot_of(name)).port: name for name in (f"d{number}" for number in range(40))}
+        for name in here.values():
+            await done(b.subscribe(name, LONG))
+        server = cluster.nodes[2]
+        server.kill()
+        try:
+            await until(lambda: not a.health().ok and not b.health().ok)
+            for port, name in here.items():
+                if port == server.port:
+                    with pytest.raises((Unavailable, OutcomeUnknown)):
+                        await done(a.publish(name, b"x", history=LONG))
+                else:
+                    await publish(a, name, 1, 2)
+            await until(
+                lambda: all(sink.payloads(name) == numbers(1, 2) for port, name in here.items() if port != server.port)
+            )
+        finally:
+            server.start()
+        await up(a, b)
+        name = here[server.port]
+        await publish(a, name, 3, 4)
+        await settle(a, b)
+        assert sink.payloads(name) == numbers(3, 4)
+        assert set(sink.losses) == {name}
