@@ -30,6 +30,7 @@ Values: TypeAlias = "list[tuple[dict[str, str], float]]"
 _NAMED_OF_BACKPLANE = {
     path.partition(".")[2] for metric in METRICS for path in metric.sources.values() if path.startswith("backplane.")
 }
+_NAMES = {metric.name.removesuffix("_total") for metric in METRICS}
 _MOST_NAMES_OF_BACKPLANE = 100
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
@@ -88,10 +89,14 @@ class _Snapshots:
         for snapshot in self._snapshots.values():
             counted = snapshot.get("backplane")
             for name in counted if isinstance(counted, Mapping) else ():
-                known = name in _NAMED_OF_BACKPLANE or not _NAME.fullmatch(name)
+                known = name in _NAMED_OF_BACKPLANE or not _NAME.fullmatch(name) or _taken(name)
                 if not known and _number(snapshot, f"backplane.{name}") is not None:
                     names[name] = None
         return sorted(names)[:_MOST_NAMES_OF_BACKPLANE]
+
+
+def _taken(name: str) -> bool:
+    return _name_of_other(name).removesuffix("_total") in _NAMES
 
 
 def _name_of_other(name: str) -> str:

@@ -252,6 +252,12 @@ METRICS: tuple[Metric, ...] = (
         "direction",
     ),
     _one(
+        "street_fast_backplane_unsaid_channels",
+        "gauge",
+        "backplane.unsaid_channels",
+        "Channels of which the other nodes have missed something, and are told when the broker is back.",
+    ),
+    _one(
         "street_fast_backplane_pending_publishes",
         "gauge",
         "backplane.pending_publishes",
@@ -269,6 +275,12 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "backplane.received",
         "Messages that the bus brought, own ones too.",
+    ),
+    _one(
+        "street_fast_backplane_delivered_total",
+        "counter",
+        "backplane.delivered",
+        "Messages from the bus or the history that were delivered here.",
     ),
     _one(
         "street_fast_backplane_reconnects_total",

@@ -311,7 +311,7 @@ class NatsBackplane:
             "delivered": self._following.delivered,
             "conflicts": self._histories.conflicts,
             "pending_publishes": sum(map(len, self._boxes.values())),
-            "pending_bytes": self._link.pending_bytes,
+            "pending_out_bytes": self._link.pending_bytes,
         }
 
     # --- inside: publishing ---

@@ -107,6 +107,8 @@ def test_what_a_backplane_counts_beyond_the_names_is_told_too():
         ("street_fast_backplane_pigeons", (("worker", "1"),)): 4,
         ("street_fast_backplane_probe_seconds", ()): 0.04,
     }
+    taken = {"lag_ms": 5, "gaps_total": 1, "gaps": 2}  # the first two have the names of other numbers
+    assert samples(render({"": {"backplane": taken}})) == {("street_fast_backplane_gaps_total", ()): 2}
     many = {f"name_{number}": number for number in range(1_000)}
     assert len(samples(render({"": {"backplane": many}}))) == 100
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from typing import Any
 
@@ -153,6 +154,23 @@ async def test_a_snapshot_is_json_with_every_number_that_has_a_name(realtime):
             if group not in elsewhere:
                 assert group in told, path
                 assert not name or name in told[group], path
+
+
+@pytest.mark.parametrize("address", ["redis://127.0.0.1:{}", "nats://127.0.0.1:{}", "memory"])
+async def test_what_a_backplane_counts_has_names(address: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        url = address.format(nobody.getsockname()[1])
+        realtime = Realtime(backplane=None if url == "memory" else url, limits=FAST)
+        await realtime.start()
+        try:
+            counted = Operations(realtime).snapshot()["backplane"]
+            assert len(counted) > 3
+            named = {path for metric in METRICS for path in metric.sources.values()}
+            assert [name for name in counted if f"backplane.{name}" not in named] == []
+            assert counted["up"] == (url == "memory")
+        finally:
+            await realtime.close()
 
 
 async def test_what_clients_do_is_in_it(realtime):
