@@ -264,7 +264,8 @@ class RedisBackplane:
         now = self._time()
         self._due = {"beat": 0.0, "living": now, "positions": now, "refresh": now, "span": now}
         self._position_turn = 0
-        self._thread = BusThread(self._arrived, self._limits.backplane_pending_bytes)
+        echo = self._head.removesuffix(b"-\n")  # of what is not kept: it was delivered here when it was published
+        self._thread = BusThread(self._arrived, self._limits.backplane_pending_bytes, echo)
         self._shards: list[_Shard | None] = [None] * PARTITIONS
         self._all_shards: list[_Shard] = []
         self._topology_changed = asyncio.Event()
@@ -714,7 +715,7 @@ class RedisBackplane:
         if channel is None:
             self._own_affair(link, name, what, node, record.number)
         elif what == "m":
-            if node != self._node and record.publication is not None:
+            if record.publication is not None:
                 self._following.arrive(channel, record.publication)
         elif what == "k":
             if record.publication is not None:

@@ -385,12 +385,14 @@ class BusThread:
     """The thread that reads all bus links of a node. Their messages come in batches, in the main loop.
 
     `take(link, message)` is called for each: what Redis has sent, a list; or the exception that has ended the link; or
-    None, where messages were dropped because too much waited.
+    None, where messages were dropped because too much waited. Messages that begin with `echo` are the node's own, which
+    nobody needs: the main loop is not woken for them.
     """
 
-    def __init__(self, take: Callable[[BusLink, Any], None], most_bytes: int) -> None:
+    def __init__(self, take: Callable[[BusLink, Any], None], most_bytes: int, echo: bytes) -> None:
         self._take = take
         self._most_bytes = most_bytes
+        self.echo = echo
         self._main = asyncio.get_running_loop()
         self.loop = type(self._main)()
         self.inbox: deque[tuple[BusLink, Any, int]] = deque()
@@ -544,7 +546,7 @@ class BusLink:
     async def _read(self) -> None:
         assert self._connection is not None
         read, thread = self._connection.read_response, self._thread
-        put, is_full = thread.put, thread.is_full
+        put, is_full, echo = thread.put, thread.is_full, thread.echo
         dropping = False
         try:
             while True:
@@ -556,6 +558,8 @@ class BusLink:
                     continue
                 if type(data) is not bytes:
                     put(self, message, 0)
+                    continue
+                if data.startswith(echo):
                     continue
                 if is_full(0.5 if dropping else 1.0):
                     if not dropping:
