@@ -252,6 +252,13 @@ def test_two_messages_with_one_offset(world):
     verdict = world.check()
     assert verdict.forked == 1
     assert verdict.silent == 2  # a client that goes by offsets never sees the rival
+    for who in ("s1", "s2"):
+        world.saw("flag", who, "room:1", "e2:0:0", "gap")
+    verdict = world.check()
+    assert (verdict.forked, verdict.silent, verdict.flagged) == (1, 0, 2)
+    assert not verdict.good
+    verdict.may_fork = True
+    assert verdict.good
 
 
 def test_what_is_not_acknowledged_may_be_missing_or_there(world):
@@ -295,6 +302,16 @@ def test_channels_without_history_have_order_and_no_doubles():
     place = world.places("s2", "keyed:1")[2]
     world.seen.insert(place, world.seen[place])
     assert world.check().twice == 1
+
+
+def test_without_history_nothing_joins_what_comes_before_and_after_a_reconnect():
+    world = World(8, ("live:1",))
+    old = [world.seen[place] for place in world.places("s1", "live:1")[3:6]]
+    world.saw("flag", "s1", "live:1", key="away")
+    world.seen += old
+    verdict = world.check()
+    assert verdict.good, verdict
+    assert verdict.live_repeated == 3
 
 
 def test_a_journal_is_read_as_it_was_written(tmp_path):

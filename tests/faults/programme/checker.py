@@ -12,10 +12,11 @@ and beside that what must not happen to any message, acknowledged or not:
     jumps           the next message was not the next offset, and nobody said anything
     disorder        a message acknowledged before another was published stands, or came, behind it
     mixed           the message at a position is not the one that was acknowledged with it, or one that nobody sent
-    forked          two messages with the same epoch and offset
+    forked          two messages with the same epoch and offset. One that is missing is flagged if any flag came later
 
 Owed to a subscriber is what was published after its first subscription, whatever became of its connections. Channels
-that keep no history promise less: what did not come without a word there is counted apart, as `unpromised`.
+that keep no history promise less: what did not come without a word there is counted apart, as `unpromised`, and what
+came again after a flag or a reconnect as `repeated`.
 
 Pure: entries of journal.py in, a Verdict out. Where a missing message belongs is decided by its position alone: between
 the last message before a flag and the place from which it went on. Epochs are in the order in which anybody first saw
@@ -59,16 +60,25 @@ class Verdict:
     disorder: int = 0
     mixed: int = 0
     forked: int = 0
+    may_fork: bool = False
     live_owed: int = 0
     live_once: int = 0
     live_flagged: int = 0
     live_unpromised: int = 0
+    live_repeated: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def good(self) -> bool:
         """Whether nothing is that must not be."""
-        return not (self.twice or self.silent or self.jumps or self.disorder or self.mixed or self.forked)
+        return not (
+            self.twice
+            or self.silent
+            or self.jumps
+            or self.disorder
+            or self.mixed
+            or (self.forked and not self.may_fork)
+        )
 
     def note(self, kind: str, sentence: str) -> None:
         setattr(self, kind, getattr(self, kind) + 1)
@@ -142,6 +152,7 @@ class _Order:
 
     def __init__(self, channel: str, places: list[tuple[float, str]], verdict: Verdict) -> None:
         self._rank: dict[str, int] = {}
+        self._forked: set[tuple[str, int]] = set()
         tags: dict[tuple[str, int], str] = {}
         for _, position in sorted(places):
             epoch, offset, tag = _parts(position)
@@ -150,6 +161,10 @@ class _Order:
             if offset and known != tag:
                 verdict.note("forked", f"{channel} has {epoch}:{offset} with the tags {known} and {tag}")
                 tags[epoch, offset] = tag
+                self._forked.add((epoch, offset))
+
+    def is_forked(self, position: str) -> bool:
+        return _parts(position)[:2] in self._forked
 
     def of(self, position: str) -> tuple[int, int]:
         epoch, offset, _ = _parts(position)
@@ -185,9 +200,9 @@ def _check_places(messages: dict[str, _Sent], lives: dict[tuple[str, str], list[
 
 
 def _check_order_of_history(channel: str, sent: list[_Sent], order: _Order | None, verdict: Verdict) -> None:
-    placed = [message for message in sent if message.position != NOTHING]
     if order is None:
         return
+    placed = [message for message in sent if message.position != NOTHING and not order.is_forked(message.position)]
     placed.sort(key=lambda message: order.of(message.position))
     for first, second in _turned(placed):
         verdict.note(
@@ -232,6 +247,7 @@ class _Kept:
         self.again: set[str] = set()
         self.doubled: set[str] = set()
         self.flags = 0
+        self.last_flag = -math.inf
         self.end: tuple[int, int] | None = None  # of a subscriber who has left
         self._read(entries)
 
@@ -244,6 +260,7 @@ class _Kept:
                 cursor = None if entry.position == NOTHING else entry.position
             elif entry.kind == "flag":
                 self.flags += 1
+                self.last_flag = entry.time
                 if open_since is None:
                     open_since = cursor
                 if entry.position != NOTHING:
@@ -303,7 +320,7 @@ class _Kept:
                 verdict.repeated += 1
             elif message.key in self.got:
                 verdict.once += 1
-            elif self._is_flagged(message.position):
+            elif self._is_flagged(message):
                 verdict.flagged += 1
             else:
                 verdict.note(
@@ -317,9 +334,13 @@ class _Kept:
             return False
         return self._place(message.position) > self.end
 
-    def _is_flagged(self, position: str) -> bool:
+    def _is_flagged(self, message: _Sent) -> bool:
+        position = message.position
         if position == NOTHING:  # acknowledged without a place, in a channel that has places
             return False
+        assert self.order is not None
+        if self.order.is_forked(position) and self.last_flag > message.sent:
+            return True
         place = self._place(position)
         return any(behind < place <= to for behind, to in self.holes)
 
@@ -336,17 +357,20 @@ def _judge_unkept(
     until = min((entry.time for entry in entries if entry.kind == "left"), default=math.inf)
     flags = 0
     got: dict[str, int] = {}
-    came: dict[str, list[_Sent]] = defaultdict(list)  # by connection of a publisher
+    # By connection of the publisher, and between two flags: another node may be behind, and nothing joins the two.
+    came: dict[tuple[str, int], list[_Sent]] = defaultdict(list)
     for entry in entries:
         if entry.kind == "flag":
             flags += 1
         elif entry.kind in ("got", "dup"):
-            if got.get(entry.key, -1) == flags:
+            if got.get(entry.key) == flags:
                 verdict.note("twice", f"{who} got {entry.key} twice in {channel}")
+            elif entry.key in got:
+                verdict.live_repeated += 1
             got[entry.key] = flags
             message = messages.get(entry.key)
             if message is not None:
-                came[message.who].append(message)
+                came[message.who, flags].append(message)
     for messages_of_one in came.values():
         for first, second in _turned(messages_of_one):
             verdict.note("disorder", f"{who} got {second.key} in {channel} behind {first.key}, which is newer")

@@ -102,6 +102,24 @@ class Fleet:
 
         await asyncio.gather(*(one(client) for client in self.clients if not client.begun))
 
+    def misled(self) -> list[str]:
+        """Who is wrong about who is in a channel, as sentences. For when nothing is under way."""
+        truth: dict[str, set[str]] = {}
+        for client in self.clients:
+            for channel in client.channels:
+                if client.ready.is_set():
+                    truth.setdefault(channel, set()).add(client.member)
+        found = []
+        for client in self.clients:
+            for channel in client.channels if client.ready.is_set() else ():
+                believed, there = client.members[channel], truth[channel]
+                if believed != there:
+                    found.append(
+                        f"{client.name} misses {sorted(there - believed)} in {channel}, "
+                        f"and believes in {sorted(believed - there)}"
+                    )
+        return found
+
     async def watch(self) -> None:
         """Takes servers that say nothing for gone, as a client should."""
         while True:
@@ -153,6 +171,8 @@ class Client:
         self.member = ""
         self.waits = False  # for the answer to a publish
         self.position: dict[str, str | None] = dict.fromkeys(channels)
+        self.members: dict[str, set[str]] = {channel: set() for channel in channels}
+        """Who is in its channels, as far as it has been told."""
         self._loose: set[str] = set()  # after a gap without a position: whatever comes next
         self._was_in: set[str] = set()
         self._unsubscribed: set[str] = set(channels)
@@ -205,6 +225,8 @@ class Client:
         self.opened.set()
         for channel in self.channels:
             self.subscribe(channel)
+        if not self.channels:
+            self.ready.set()
 
     def subscribe(self, channel: str) -> None:
         if self.connection is None:
@@ -261,8 +283,11 @@ class Client:
         elif kind == "ping":
             connection.send({"type": "pong"})
         elif kind == "presence":
+            members, data = self.members[message["channel"]], message["data"]
+            members.update(entry["memberId"] for entry in data.get("joined", ()))
+            members.difference_update(entry["memberId"] for entry in data.get("left", ()))
             if self.keeps_presence:
-                self.presence.append((self.fleet.now(), message["channel"], message["data"]))
+                self.presence.append((self.fleet.now(), message["channel"], data))
         elif kind == "welcome":
             beat = message["data"]["heartbeatMs"]
             self._heartbeat_s = None if beat is None else beat / 1_000
@@ -318,6 +343,7 @@ class Client:
         if channel not in self._unsubscribed:
             return
         self._unsubscribed.discard(channel)
+        self.members[channel] = {entry["memberId"] for entry in data.get("members", ())}
         position = data.get("position")
         if channel not in self._was_in:
             self._was_in.add(channel)

@@ -13,7 +13,7 @@ import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
-from tests.brokers import Nats, Server, wait_until
+from tests.brokers import Nats, Server, Valkey, ValkeyCluster, free_port, text, wait_until
 from tests.faults.programme.networks import BROKER_SIDE, HOST
 from tests.faults.programme.run import LIVE, ROOMS
 
@@ -267,6 +267,10 @@ async def redis_demoted(run: Run) -> None:
 @fault
 async def redis_lagging_promoted(run: Run) -> None:
     """a replica that is 0.5 to 3 s behind is promoted after a kill -9 of the primary: acknowledged writes are gone"""
+    await lagging_promoted(run, None)
+
+
+async def lagging_promoted(run: Run, application: str | None) -> None:
     first, second = await run.valkey(), await run.valkey()
     wire = run.proxy(first)
     second.command("REPLICAOF", "127.0.0.1", wire.port)
@@ -276,7 +280,7 @@ async def redis_lagging_promoted(run: Run) -> None:
         lambda: second.info("replication").get("master_link_status") == "up",
     )
     switches = [run.proxy(first), run.proxy(first)]
-    await run.serve(*(f"redis://127.0.0.1:{switch.port}" for switch in switches))
+    await run.serve(*(f"redis://127.0.0.1:{switch.port}" for switch in switches), application=application)
     await run.drive()
     await run.do("replication stands still", wire.drop, "out")
     await run.sleep(0.5, 3.0)
@@ -284,7 +288,119 @@ async def redis_lagging_promoted(run: Run) -> None:
     await run.do("the second is promoted", second.promote)
     for switch in switches:
         switch.aim(second.port)
+    if application == "waiting":
+        await run.sleep(0.5, 4.0)
+        await run.do("the first starts again", first.start)
+        await run.do("the first follows the second", first.follow, second)
     await run.sleep(4.0, 8.0)
+
+
+@fault
+async def redis_failed_over(run: Run) -> None:
+    """kill -9 of the primary; a sentinel promotes its replica"""
+    first, second = await run.valkey(), await run.valkey()
+    await run.do("the second follows the first", second.follow, first)
+    sentinel = await run.valkey(sentinel_of=("mine", first.port))
+    url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mine"
+    await run.serve(url, url)
+    await run.drive()
+    await run.do("kill -9 of the primary", first.kill)
+    await run.do(
+        "waiting for the sentinel", wait_until, lambda: text(second.info("replication")["role"]) == "master", 60.0
+    )
+    run.say("the second is the primary")
+    await run.sleep(3.0, 6.0)
+
+
+@fault
+async def redis_slots_moved(run: Run) -> None:
+    """slots of a Cluster of three move to another server, under way"""
+    cluster = ValkeyCluster()
+    run.brokers += cluster.nodes
+    await run.do("a cluster starts", cluster.start)
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[:2])
+    await run.serve(url, url)
+    await run.drive()
+    for _ in range(2 if run.quick else 8):
+        used = [int(s) for node in cluster.nodes for s in await asyncio.to_thread(_used_slots, node)]
+        slot, target = run.rng.choice(sorted(used)), run.rng.choice(cluster.nodes)
+        await run.do(f"slot {slot} moves to {target.port}", cluster.move, slot, target)
+        await run.sleep(0.2, 2.0)
+    await run.sleep(2.0, 4.0)
+
+
+def _used_slots(node: Valkey) -> set[int]:
+    """The slots that a server of a cluster has keys in."""
+    keys = node.command("KEYS", "*")
+    return {node.command("CLUSTER", "KEYSLOT", key) for key in keys}
+
+
+@fault
+async def redis_cluster_node_killed(run: Run) -> None:
+    """kill -9 of one of three servers of a Cluster, restarted with what it had written"""
+    cluster = ValkeyCluster(appendonly="yes", cluster_require_full_coverage="no")
+    run.brokers += cluster.nodes
+    await run.do("a cluster starts", cluster.start)
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes)
+    await run.serve(url, url)
+    await run.drive()
+    victim = run.rng.choice(cluster.nodes)
+    await run.do("kill -9 of a server", victim.kill)
+    await run.sleep(0.2, 5.0)
+    await run.do("it starts", victim.start)
+    await run.sleep(3.0, 6.0)
+
+
+@fault
+async def redis_durable_killed(run: Run) -> None:
+    """kill -9 of Valkey with `appendfsync always`, and `durable=True`: nothing acknowledged is missing"""
+    broker = await run.valkey(appendfsync="always")
+    await run.serve(broker.url, broker.url, application="durable")
+    await run.drive(short=())
+    for _ in range(1 if run.quick else 2):
+        await run.do("kill -9 of the broker", broker.kill)
+        await run.sleep(0.1, 4.0)
+        await run.do("the broker starts", broker.start)
+        await run.sleep(1.5, 4.0)
+    run.may_lose = False
+
+
+@fault
+async def redis_durable_lied(run: Run) -> None:
+    """`durable=True` over a Valkey that is not: a replica that is behind is promoted. The tags have to tell"""
+    run.may_fork = True  # nodes that do not know of the loss go on where the replica is, until one that does steps in
+    await lagging_promoted(run, "durable")
+
+
+@fault
+async def redis_waiting(run: Run) -> None:
+    """`replicas=1`: a publish is answered when the replica has it; then that is promoted, and gets one of its own"""
+    await lagging_promoted(run, "waiting")
+
+
+@fault
+async def nats_cluster_node_killed(run: Run) -> None:
+    """kill -9 of one of three NATS servers that all keep the history, restarted: nothing acknowledged is missing"""
+    ports = [(free_port(), free_port()) for _ in range(3)]
+    routes = ",".join(f"nats://127.0.0.1:{route}" for _, route in ports)
+    servers = []
+    for number, (port, route) in enumerate(ports):
+        arguments = ["-n", f"n{number}", "--cluster_name", "faults", "--cluster", f"nats://127.0.0.1:{route}"]
+        servers.append(Nats(port, arguments=[*arguments, "--routes", routes]))
+    run.brokers += servers
+    for server in servers:
+        await run.do("a server starts", server.start)
+    await run.sleep(3.0)  # they choose a leader
+    url = "nats://" + ",".join(f"127.0.0.1:{port}" for port, _ in ports)
+    await run.serve(url, url, application="replicated")
+    await run.drive(short=())
+    for _ in range(1 if run.quick else 2):
+        victim = run.rng.choice(servers)
+        await run.do(f"kill -9 of the server at {victim.port}", victim.kill)
+        await run.sleep(0.2, 6.0)
+        await run.do("it starts", victim.start)
+        await run.sleep(3.0, 6.0)
+    run.may_lose = False
 
 
 # --- connections ---
@@ -321,11 +437,15 @@ async def redis_output_buffer(run: Run) -> None:
     broker = await run.valkey(client_output_buffer_limit="pubsub 1mb 0 0")
     nodes = await run.serve(broker.url, broker.url)
     big = [f"big:{number}" for number in range(4)]
-    flooders = [run.fleet.add([run.rng.choice(big)], number % 2) for number in range(24)]
-    await run.drive(subscribers=4, publishers=3)
+    victim = run.rng.choice(nodes)
+    other = 1 - nodes.index(victim)
+    flooders = [run.fleet.add([], other) for _ in range(40)]
+    for home in (0, 1):
+        for name in big:
+            run.fleet.add([name], home)
+    await run.drive(subscribers=3, publishers=3)
     run.fleet.publishers(flooders, big, 4)
     await run.sleep(0.5)
-    victim = run.rng.choice(nodes)
     run.say(f"SIGSTOP of {victim.name}")
     victim.send(signal.SIGSTOP)
     await run.sleep(3.0, 5.0)
@@ -618,9 +738,18 @@ def _check_presence(
 
 @fault
 async def rolling_restart(run: Run) -> None:
-    """SIGHUP of `serve --workers 4` with 4,000 clients that publish 2,000 messages a second"""
-    count = 400 if run.quick else 4_000
-    (node,) = await run.serve(None, workers=4)
+    """SIGHUP of `serve --workers 4` with 4,000 clients that publish more than 2,000 messages a second"""
+    await roll(run, None, 400 if run.quick else 4_000)
+
+
+@fault
+async def redis_rolling_restart(run: Run) -> None:
+    """the same with 400 clients, over Valkey"""
+    await roll(run, (await run.valkey()).url, 400)
+
+
+async def roll(run: Run, backplane: str | None, count: int) -> None:
+    (node,) = await run.serve(backplane, workers=4)
     fleet = run.fleet
     rooms = [f"room:r{number}" for number in range(count // 2)]
     for number in range(count):
@@ -629,8 +758,11 @@ async def rolling_restart(run: Run) -> None:
     run.say(f"{count} clients are connected")
     fleet.spawn(fleet.watch())
     for client in fleet.clients:
-        fleet.publishers([client], client.channels, 0.6)
-    await asyncio.sleep(3.0 if run.quick else 5.0)
+        fleet.publishers([client], client.channels, 0.8)
+    await run.sleep(2.0, 4.0)
+    began, acknowledged = fleet.now(), _acknowledged(run)
+    await asyncio.sleep(3.0)
+    run.measure("acknowledged_per_s_before", (_acknowledged(run) - acknowledged) / (fleet.now() - began))
     before = set(node.workers())
     began, acknowledged = fleet.now(), _acknowledged(run)
     run.say("SIGHUP")

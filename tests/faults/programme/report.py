@@ -20,7 +20,8 @@ SHOWN = {
     "refused": "refused {:.0f}",
     "broken_handshakes": "broken handshakes {:.0f}",
     "restart_s": "restart took {:.0f} s",
-    "acknowledged_per_s": "{:,.0f} acknowledged/s",
+    "acknowledged_per_s_before": "{:,.0f} acknowledged/s before it",
+    "acknowledged_per_s": "{:,.0f} during it",
     "cut_by_the_broker": "cut {:.0f} times",
 }
 COUNTS = ("acknowledged", "owed", "once", "flagged", "repeated", "twice", "silent")
@@ -33,7 +34,7 @@ def rows(by_fault: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
         "runs",
         *COUNTS,
         "out of order",
-        "without history: arrived, flagged, not promised",
+        "without history: arrived, flagged, not promised, again",
         "the slowest run",
     ]
     found = [head]
@@ -41,12 +42,14 @@ def rows(by_fault: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
         verdicts = [outcome.verdict for outcome in outcomes]
         counts = [f"{sum(getattr(verdict, name) for verdict in verdicts):,}" for name in COUNTS]
         wrong = sum(verdict.jumps + verdict.disorder + verdict.mixed + verdict.forked for verdict in verdicts)
-        live = [sum(getattr(v, f"live_{name}") for v in verdicts) for name in ("once", "flagged", "unpromised")]
+        live = [
+            sum(getattr(v, f"live_{name}") for v in verdicts) for name in ("once", "flagged", "unpromised", "repeated")
+        ]
         figures = []
         for name, form in SHOWN.items():
             values = [outcome.figures[name] for outcome in outcomes if name in outcome.figures]
             if values:
-                figures.append(form.format(min(values) if name == "acknowledged_per_s" else max(values)))
+                figures.append(form.format(min(values) if name.startswith("acknowledged") else max(values)))
         failed = sum(not outcome.good for outcome in outcomes)
         runs = str(len(outcomes)) if not failed else f"{len(outcomes)}, {failed} FAILED"
         live_text = ", ".join(f"{number:,}" for number in live)

@@ -81,6 +81,10 @@ class Run:
         self.brokers: list[Server] = []
         self.proxies: list[Switch] = []
         self.nodes: list[Node] = []
+        self.may_lose = True
+        """Whether what was acknowledged may be missing if that is told."""
+        self.may_fork = False
+        """Whether two messages may have one offset; see checker.py."""
         self.failures: list[str] = []
         self.figures: dict[str, float] = {}
         self.seen = Journal(folder / "subscribers.log")
@@ -135,8 +139,12 @@ class Run:
         history: Sequence[str] = HISTORY,
         host: str = "127.0.0.1",
         within: Sequence[str] = (),
+        application: str | None = None,
     ) -> list[Node]:
-        """A node for each of the backplanes; returns all nodes there are. `within` is for another machine."""
+        """A node for each of the backplanes; returns all nodes there are.
+
+        `within` is for another machine, `application` one of applications.py.
+        """
         new = [
             Node(
                 self.folder,
@@ -146,6 +154,7 @@ class Run:
                 workers=workers,
                 host=host,
                 inside=within,
+                application=application,
             )
             for number, url in enumerate(backplanes)
         ]
@@ -156,23 +165,36 @@ class Run:
         return self.nodes
 
     async def drive(
-        self, *, subscribers: int = 6, publishers: int = 6, each_per_s: float = 12.0, churn_s: float | None = 1.0
+        self,
+        *,
+        subscribers: int = 6,
+        publishers: int = 6,
+        each_per_s: float = 12.0,
+        churn_s: float | None = 1.0,
+        short: Sequence[str] = SHORT_ROOMS,
     ) -> None:
         """For each node so many clients that subscribe, and so many that publish; returns when all goes well.
 
-        Each subscriber is in four channels with history, in one with a short one, and in two without.
+        Each subscriber is in four channels with history, in one of `short` (what is kept there is soon gone), and in
+        two without.
         """
         fleet, rng = self.fleet, self.rng
         for home in range(len(fleet.addresses)):
             for _ in range(subscribers):
                 fleet.add(
-                    [*rng.sample(ROOMS, 4), rng.choice(SHORT_ROOMS), LIVE[rng.randrange(2)], rng.choice(LIVE[2:])], home
+                    [
+                        *rng.sample(ROOMS, 4),
+                        *rng.sample(short, min(1, len(short))),
+                        LIVE[rng.randrange(2)],
+                        rng.choice(LIVE[2:]),
+                    ],
+                    home,
                 )
             talkers = [fleet.add([rng.choice(ROOMS)], home) for _ in range(publishers)]
             self._talkers = [*getattr(self, "_talkers", []), *talkers]
         await fleet.connect()
         fleet.spawn(fleet.watch())
-        fleet.publishers(self._talkers, [*ROOMS, *SHORT_ROOMS, *LIVE], each_per_s)
+        fleet.publishers(self._talkers, [*ROOMS, *short, *LIVE], each_per_s)
         if churn_s is not None:
             fleet.spawn(fleet.churn(churn_s))
         self.say(f"{len(fleet.clients)} clients are connected")
@@ -231,6 +253,7 @@ class Run:
             verdict = check(self.published.entries, self.seen.entries)
         finally:
             await self._close()
+        verdict.may_fork = self.may_fork
         for example in verdict.examples:
             self.say(example)
         outcome = Outcome(
@@ -252,15 +275,20 @@ class Run:
             publishing = any(client.waits for client in self.fleet.clients)
             verdict = check(self.published.entries, self.seen.entries)
             connected = all(client.ready.is_set() for client in self.fleet.clients if client.returns)
-            if verdict.silent == 0 and not publishing and connected:
+            misled = self.fleet.misled()
+            if not verdict.silent and not misled and not publishing and connected:
                 break
             if waited > SETTLE_S:
                 if not connected:
                     away = [client.name for client in self.fleet.clients if not client.ready.is_set()]
                     self.fail(f"not connected {waited:.0f} s after the end: {', '.join(away[:9])}")
+                if misled:
+                    self.fail(f"{len(misled)} times somebody is wrong about who is in a channel; {misled[0]}")
                 break
             pause = min(3.0, pause * 1.5)
         self.measure("settled_s", waited)
+        if not self.may_lose and verdict.flagged:
+            self.fail(f"{verdict.flagged} acknowledged messages were lost, and told to be; none may be")
         self.say(
             f"refused {len(self.fleet.refused)}, broken {len(self.fleet.broken)}, lost {self.fleet.lost}, "
             f"published again {self.fleet.attempts_again}"

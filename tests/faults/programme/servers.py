@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[3]
 class Node:
     """One `street-fast serve`: a single process, or a supervisor with `workers`.
 
-    `backplane` is a URL, or None for the server's own. `inside` is put in front of the command line.
+    `backplane` is a URL, or None for the server's own. `application` is the name of one in applications.py; it gets the
+    URL. `inside` is put in front of the command line.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Node:
         workers: int = 1,
         host: str = "127.0.0.1",
         inside: Sequence[str] = (),
+        application: str | None = None,
     ) -> None:
         self.name = name
         self.host = host
@@ -49,6 +51,7 @@ class Node:
         self.history = list(history)
         self.worker_count = workers
         self.inside = list(inside)
+        self.application = application
         self._log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +62,8 @@ class Node:
     def command_line(self) -> list[str]:
         words = [*self.inside, sys.executable, "-m", "street_fast", "serve", "--host", self.host]
         words += ["--port", str(self.port), "--workers", str(self.worker_count)]
+        if self.application is not None:
+            return [*words, f"tests.faults.programme.applications:{self.application}"]
         if self.backplane is not None:
             words += ["--backplane", self.backplane]
         for rule in self.history:
@@ -67,11 +72,12 @@ class Node:
 
     async def start(self) -> None:
         """Start it, again perhaps, and wait until clients can connect."""
+        environment = os.environ | {"FAULTS_BACKPLANE": self.backplane or ""}
         with self._log.open("ab") as log:
             log.write(f"--- {' '.join(self.command_line())}\n".encode())
             log.flush()
             self._process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-                self.command_line(), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                self.command_line(), cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         deadline = time.monotonic() + START_S
         while not await asyncio.to_thread(self._answers):
@@ -105,7 +111,9 @@ class Node:
 
     def brokers(self) -> list[int]:
         """The process ids of the NATS server of a supervisor."""
-        return [pid for pid, line in children_of(self.pid) if b"nats-server" in line]
+        family = [child for child, _ in children_of(self.pid)]
+        family += [grandchild for child in family for grandchild, _ in children_of(child)]
+        return [pid for pid in family if _name_of(pid) == "nats-server"]
 
     def kill(self) -> None:
         assert self._process is not None
@@ -148,6 +156,12 @@ def children_of(parent: int) -> list[tuple[int, bytes]]:
             if int(fields[1]) == parent and fields[0] != "Z":
                 found.append((int(entry.name), (entry / "cmdline").read_bytes()))
     return found
+
+
+def _name_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "comm").read_text().strip()
+    return ""
 
 
 class Switch(Proxy):
