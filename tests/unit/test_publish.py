@@ -248,9 +248,7 @@ def test_one_of_seventeen_deliveries_is_measured_whichever_way_it_takes(module):
     json = b'{"type":"message","channel":"c","data":1}'
     for _ in range(17):
         outlet.delivered += 1
-        outlet.send(
-            "c", publication("c", publication_payload(b'{"type":"message","channel":"c","data":1}'), None), None
-        )
+        outlet.send("c", publication("c", publication_payload(json), None), None)
     assert sum(outlet.fan_out_s.counts) == 3
     assert outlet.fan_out_s.sum > 0
     assert len(client.reader.messages) == 2 * 17 + 16 + 17
