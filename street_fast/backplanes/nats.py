@@ -102,7 +102,8 @@ class NatsBackplane:
         self._context = context
         self._link = self._new_link()
         self._sink: BackplaneSink | None = None
-        self._shown = self._link.shown
+        self.shown = self._link.shown
+        """The servers, without passwords."""
 
     def _new_link(self) -> Link:
         return Link(self._url, self._limits, self._up, self._down, self._take)
@@ -201,7 +202,7 @@ class NatsBackplane:
                 self._send(channel, Publication(payload, None, skip))
                 return _NOT_KEPT
             if not self._link.up:
-                raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+                raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
             box = self._boxes[channel] = deque()
             self._spawn(self._empty(channel, box))
         future: asyncio.Future[Published] = self._loop.create_future()
@@ -226,11 +227,11 @@ class NatsBackplane:
                 self._listen(channel)
                 self._open(channel)
         if not self._link.up:
-            raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+            raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
         opening = self._opening.get(channel)
         if opening is None:
             if channel in self._unread:
-                raise Unavailable(f"NATS at {self._shown}: JetStream: {self._histories.trouble}")
+                raise Unavailable(f"NATS at {self.shown}: JetStream: {self._histories.trouble}")
             return None
         future: asyncio.Future[None] = self._loop.create_future()
         opening.waiting.append(future)
@@ -258,7 +259,7 @@ class NatsBackplane:
         if limit < 0:
             raise ValueError(f"limit={limit!r}: must be 0 or more")
         if not self._link.up:
-            raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+            raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
         return self._answered(self._read(channel, history, since, limit))
 
     # --- members ---
@@ -278,7 +279,7 @@ class NatsBackplane:
         if self._sink is None:
             raise self._not_started()
         if not self._link.up:
-            raise Unavailable(f"NATS at {self._shown}: {self._link.trouble}")
+            raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
         return self._answered(self._nodes.members(channel))
 
     # --- questions ---
@@ -288,12 +289,12 @@ class NatsBackplane:
         if self._sink is None:
             return Health(False, "not started, or closed")
         if not self._link.up:
-            return Health(False, f"NATS at {self._shown}: {self._link.trouble}")
+            return Health(False, f"NATS at {self.shown}: {self._link.trouble}")
         if self._nodes.overdue_s() > _PROBE_OVERDUE_S:
-            return Health(False, f"NATS at {self._shown}: nothing that is sent comes back")
+            return Health(False, f"NATS at {self.shown}: nothing that is sent comes back")
         if self._histories.trouble:
-            return Health(False, f"NATS at {self._shown}: JetStream: {self._histories.trouble}")
-        return Health(True, f"NATS at {self._shown}")
+            return Health(False, f"NATS at {self.shown}: JetStream: {self._histories.trouble}")
+        return Health(True, f"NATS at {self.shown}")
 
     def stats(self) -> dict[str, int]:
         """What is held now, and what has happened since `start`."""
@@ -505,7 +506,7 @@ class NatsBackplane:
         self._unread.clear()
         opening, self._opening = self._opening, {}
         for waiting in opening.values():
-            waiting.done(Unavailable(f"NATS at {self._shown}: the connection ended"))
+            waiting.done(Unavailable(f"NATS at {self.shown}: the connection ended"))
         self._unsent |= self._sent | self._sent_before
         self._sent, self._sent_before = set(), set()
         if len(self._unsent) > _REMEMBERED:
@@ -597,7 +598,7 @@ class NatsBackplane:
     def _poison(self) -> None:
         self.poisoned += 1
         if self.poisoned == 1:
-            logger.warning("NATS at %s: what came under %s.> is not ours; skipped", self._shown, self._prefix)
+            logger.warning("NATS at %s: what came under %s.> is not ours; skipped", self.shown, self._prefix)
 
     def _take_channel(self, channel: str, data: bytes, headers: bytes | None) -> None:
         following = self._following

@@ -142,7 +142,7 @@ class Link:
     @property
     def pending_bytes(self) -> int:
         """What waits to go out."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return _waiting(self._transport)
 
     @property
     def up(self) -> bool:
@@ -175,6 +175,9 @@ class Link:
             return
         self._out = []
         if transport is None:
+            return
+        if transport.is_closing():  # nats-py will say so in a moment
+            self.end("the connection ended")
             return
         transport.write(out[0] if len(out) == 1 else b"".join(out))
         if transport.get_write_buffer_size() > self._limits.backplane_pending_bytes:
@@ -316,11 +319,15 @@ class Link:
             self._drop_requests()
             self._on_down()
         if transport is not None:
-            # When it is closed in good order a goodbye is on its way; a broken connection does not get the time.
-            if self._task is None:
-                transport.close()
-            else:
+            if self._task is None:  # a goodbye may be on its way
+                deadline = self._loop.time() + _CLOSE_S
+                while _waiting(transport) and self._loop.time() < deadline:
+                    await asyncio.sleep(0.01)
+            # nats-py would wait for ever for a server that takes nothing.
+            if _waiting(transport):
                 transport.abort()
+            else:
+                transport.close()
         with contextlib.suppress(Exception):
             await asyncio.wait_for(client.close(), _CLOSE_S)
 
@@ -343,6 +350,11 @@ class Link:
             logger.debug("NATS at %s: %s", self.shown, error)
         elif not isinstance(error, nats.errors.NoServersError):
             self._error = error
+
+
+def _waiting(transport: asyncio.Transport | None) -> int:
+    """Bytes that wait to go out. A transport of uvloop that is closed may not be asked."""
+    return 0 if transport is None or transport.is_closing() else transport.get_write_buffer_size()
 
 
 def _end(ended: asyncio.Future[str], _: object) -> None:

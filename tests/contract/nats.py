@@ -47,10 +47,7 @@ class NatsBus:
         return node
 
     async def settle(self) -> None:
-        quiet = 0
-        while quiet < 4:  # a question that is answered takes three
-            await asyncio.gather(*(round_trip(node) for node in self._nodes))
-            quiet = 0 if any(busy(node) for node in self._nodes) else quiet + 1
+        await settle(*self._nodes)
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -68,6 +65,14 @@ class NatsBus:
     async def close(self) -> None:
         for proxy in self._nodes.values():
             proxy.close()
+
+
+async def settle(*nodes: NatsBackplane) -> None:
+    """Return when all that these nodes have published and told has arrived at each of them."""
+    quiet = 0
+    while quiet < 4:  # a question that is answered takes three
+        await asyncio.gather(*(round_trip(node) for node in nodes))
+        quiet = 0 if any(busy(node) for node in nodes) else quiet + 1
 
 
 def busy(node: NatsBackplane) -> bool:
