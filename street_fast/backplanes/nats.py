@@ -246,6 +246,7 @@ class NatsBackplane:
         sid = self._sids.pop(channel)
         del self._channels[sid]
         self._unread.pop(channel, None)
+        self._histories.unmark(channel)
         opening = self._opening.pop(channel, None)
         if opening is not None:
             opening.done()
@@ -623,9 +624,12 @@ class NatsBackplane:
                     found = publications_in(data)
                     position = found[-1].position
                     assert position is not None
-                    self._histories.seen(channel, int(header(headers, b"Nats-Sequence") or b""), position)
+                    sequence = int(header(headers, b"Nats-Sequence") or b"")
+                    self._histories.seen(channel, sequence, position)
                     for publication in found:
                         following.arrive(channel, publication)
+                    if following.place(channel) == position:
+                        self._histories.mark(channel, sequence, position)
                     return
         except ValueError:
             self._poison()

@@ -25,6 +25,7 @@ import base64
 import contextlib
 import datetime as dt
 import functools
+import itertools
 import logging
 import os
 import re
@@ -51,9 +52,11 @@ logger = logging.getLogger("street_fast")
 
 _POSITION_S = 3_600.0
 _READ_BATCH = 1_000
+_READ_BYTES = 1_048_576  # at once: the server counts what this node has not taken yet
 _TAILS = 10_000
 _KEY_BUCKET = 64
 _KEY_WAITS = (0.05, 0.1, 0.2, 0.4)
+_BEHIND_WAITS = (0.01, 0.05, 0.2, 0.5)
 _RETRY_S = 0.05
 _NOTE_S = 0.02
 
@@ -232,6 +235,7 @@ class Histories:
             ),
         )
         self._tails: dict[str, tuple[int, Position]] = {}
+        self._marks: dict[str, tuple[int, Position]] = {}
         self._pages: SharedReads[tuple[str, History], _Kept] = SharedReads(self._fetch_all)
         self._tops: SharedReads[tuple[str, History], tuple[int, Position]] = SharedReads(self._fetch_top)
         self._key_notes: dict[str, list[bytes]] = {}
@@ -385,7 +389,7 @@ class Histories:
         await self._ready(stream)
         messages: list[_Message] = []
         while True:
-            body = _json({"seq": sequence, "next_by_subj": subject, "batch": _READ_BATCH})
+            body = _json({"seq": sequence, "next_by_subj": subject, "batch": _READ_BATCH, "max_bytes": _READ_BYTES})
             try:
                 replies = await self._link.request(f"$JS.API.DIRECT.GET.{stream.name}".encode(), body, last=_has_status)
             except OutcomeUnknown as error:
@@ -398,6 +402,21 @@ class Histories:
                 return messages
             sequence = messages[-1][0] + 1
 
+    async def _all_of(self, stream: _Stream, subject: str, first: int = 1) -> list[_Message]:
+        """All messages of a subject, from this one on. Raises Unavailable."""
+        if self._replicas == 1:
+            return await self._from(stream, subject, first)
+        # Any of the replicas answers, and may be behind; its leader knows what it has to have.
+        last = await self._last(stream, subject)
+        if last is None:
+            return []
+        for wait_s in (0.0, *_BEHIND_WAITS):
+            await asyncio.sleep(wait_s)
+            messages = await self._from(stream, subject, first)
+            if messages and messages[-1][0] >= last[0]:
+                return messages
+        raise Unavailable(f"NATS at {self._link.shown}: JetStream: the replicas are behind")
+
     # --- where a channel is ---
 
     def seen(self, channel: str, sequence: int, position: Position) -> None:
@@ -405,6 +424,14 @@ class Histories:
         tail = self._tails.get(channel)
         if tail is not None and tail[0] < sequence:
             self._tails[channel] = (sequence, position)
+
+    def mark(self, channel: str, sequence: int, position: Position) -> None:
+        """This node has delivered up to the message with this sequence, which ends at `position`."""
+        self._marks[channel] = (sequence, position)
+
+    def unmark(self, channel: str) -> None:
+        """It does not follow the channel any more."""
+        self._marks.pop(channel, None)
 
     def _set_tail(self, channel: str, sequence: int, position: Position) -> None:
         tails = self._tails
@@ -478,8 +505,42 @@ class Histories:
         """A page, see `Backplane.read`. Raises Unavailable."""
         if limit == 0 and since is None:
             return Page([], await self.top(channel, history), False)
+        mark = self._marks.get(channel)
+        if mark is not None and mark[1] == since:
+            page = await self._read_on(channel, history, mark[0], since, limit)
+            if page is not None:
+                return page
         entries, top, floor = await self._pages.read((channel, history))
         return page_of(entries, top, floor, since, limit)
+
+    async def _read_on(self, channel: str, history: History, sequence: int, since: Position, limit: int) -> Page | None:
+        """The page after `since`, where the message with this sequence ends; None if it takes more to know."""
+        stream = self._stream(history)
+        messages = await self._all_of(stream, stream.subject + token(channel), sequence)
+        if not messages:
+            return None
+        (first, data, _), *missed = messages
+        try:
+            if first != sequence or _end_of(data) != since:
+                return None
+            found = [publication for _, data, _ in missed for publication in publications_in(data)]
+        except ValueError:
+            return None
+        size = sum(len(publication.payload) for publication in found)
+        if missed and (
+            missed[0][2] <= self._oldest(stream, history)
+            or len(found) > history.size
+            or size > self._limits.history_bytes
+        ):
+            return None
+        positions = [since, *(publication.position for publication in found if publication.position is not None)]
+        if any((b.epoch, b.offset) != (a.epoch, a.offset + 1) for a, b in itertools.pairwise(positions)):
+            return None
+        return Page(found[:limit], positions[-1], True)
+
+    def _oldest(self, stream: _Stream, history: History) -> float:
+        """What was stored before this is over, by the clock of the server."""
+        return asyncio.get_running_loop().time() + stream.ahead_s - history.ttl_s
 
     async def _fetch_all(self, key: tuple[str, History]) -> _Kept:
         channel, history = key
@@ -487,7 +548,8 @@ class Histories:
         entries: list[tuple[Publication, float]] = []
         top: Position | None = None
         floor: Position | None = None
-        for _, data, stored in await self._from(stream, stream.subject + token(channel), 1):
+        messages = await self._all_of(stream, stream.subject + token(channel))
+        for _, data, stored in messages:
             try:
                 epoch = epoch_of(data)
                 found = [] if epoch is not None else publications_in(data)
@@ -507,8 +569,11 @@ class Histories:
                 entries.append((publication, stored))
                 top = position
         if top is None:
-            top = floor = Position.start_of(await self._epoch(stream))
-        oldest = asyncio.get_running_loop().time() + stream.ahead_s - history.ttl_s
+            epoch = await self._epoch(stream)
+            if messages:  # nothing of it is ours: what was here before is forgotten
+                epoch = f"{epoch[:12]}-{messages[-1][0]:x}"
+            top = floor = Position.start_of(epoch)
+        oldest = self._oldest(stream, history)
         room = self._limits.history_bytes
         first = len(entries)
         while first > max(0, len(entries) - history.size) and entries[first - 1][1] > oldest:

@@ -321,7 +321,7 @@ class Link:
         if transport is not None:
             if self._task is None:  # a goodbye may be on its way
                 deadline = self._loop.time() + _CLOSE_S
-                while _waiting(transport) and self._loop.time() < deadline:
+                while _waiting(transport) and self._loop.time() < deadline:  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0.01)
             # nats-py would wait for ever for a server that takes nothing.
             if _waiting(transport):
