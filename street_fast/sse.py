@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import operator
 import re
 import secrets
 import socket
@@ -46,6 +47,7 @@ logger = logging.getLogger("street_fast")
 
 _BATCH_BYTES = 16_384  # given to the transport, or to the consumer, at once, unless one event is larger
 _BATCH_EVENTS = 64
+_IS_END = operator.methodcaller("endswith", b"\n\n")  # of an event; otherwise there is only its head
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -439,8 +441,10 @@ class SseStream:
             size += len(event)
             batch.append(event)
         self._queued -= size
-        if self._context is not None:
-            self._context.sent(sum(part.endswith(b"\n\n") for part in batch), size)
+        context = self._context
+        if context is not None:
+            context.events_out += 1 if len(batch) == 1 else sum(map(_IS_END, batch))
+            context.bytes_out += size
         return batch
 
     def _wake_consumer(self) -> None:

@@ -24,14 +24,14 @@ class StreamContext:
     """One for each event loop; see above."""
 
     __slots__ = (
-        "_bytes_out",
         "_dirty",
         "_dropped",
         "_ended",
-        "_events_out",
         "_opened",
         "_scheduled",
         "_slow",
+        "bytes_out",
+        "events_out",
         "loop_context",
     )
 
@@ -41,8 +41,8 @@ class StreamContext:
         self._scheduled = False
         self._opened = 0
         self._ended = 0
-        self._events_out = 0
-        self._bytes_out = 0
+        self.events_out = 0  # that clients were given
+        self.bytes_out = 0
         self._dropped = 0
         self._slow = 0
 
@@ -63,8 +63,8 @@ class StreamContext:
         return {
             "streams": self._opened - self._ended,
             "streams_opened": self._opened,
-            "events_out": self._events_out,
-            "bytes_out": self._bytes_out,
+            "events_out": self.events_out,
+            "bytes_out": self.bytes_out,
             "bytes_waiting": self.loop_context.slow.bytes_waiting(EVENT_STREAMS),
             "events_dropped": self._dropped,
             "slow_consumers": self._slow,
@@ -78,11 +78,6 @@ class StreamContext:
         """A stream that began has ended."""
         self._ended += 1
         self.loop_context.slow.forget(stream)
-
-    def sent(self, events: int, size_bytes: int) -> None:
-        """A client was given this much."""
-        self._events_out += events
-        self._bytes_out += size_bytes
 
     def dropped(self) -> None:
         """A droppable event was dropped."""
