@@ -44,6 +44,7 @@ SHORT = {
     "socketio": "python-socketio",
     "socketio_node": "Socket.IO",
     "realtime": "one node alone",
+    "apart": "no backplane",
     "redis_benchmark": "redis-benchmark",
 }
 ORDER = ("machine", *SECTIONS["servers"], *SECTIONS["realtime"], "nodes-machine", *SECTIONS["nodes"], "micro")

@@ -61,8 +61,9 @@ def load_command(load: Load, target: RunningServer, seconds: float, *, quick: bo
         return command + between_options(target)
     if target.broker is None and len(target.pids) > 1:
         command += ["--senders", str(len(target.pids))]
-    for port, pid in zip(target.ports, target.pids, strict=True):
-        command += ["--port", str(port), "--server-pid", str(pid)]
+    for port in target.ports:
+        command += ["--port", str(port)]
+    command += ["--server-pid", str(target.pids[0])]
     if load.mode == "recover":
         return command
     if server.dialect is not None:

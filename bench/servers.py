@@ -145,12 +145,12 @@ SERVERS = {
             dialect=REALTIME,
             environment={"HISTORY": "100"},
         ),
-        Server("apart", "two nodes that do not know each other", REALTIME_PEER, dialect=REALTIME, nodes=2),
-        Server("nodes_redis", "two nodes on Redis", REALTIME_PEER, dialect=REALTIME, nodes=2, broker="redis"),
-        Server("nodes_nats", "two nodes on NATS", REALTIME_PEER, dialect=REALTIME, nodes=2, broker="nats"),
+        Server("apart", "one of two nodes, no backplane", REALTIME_PEER, dialect=REALTIME, nodes=2),
+        Server("nodes_redis", "one of two on Redis", REALTIME_PEER, dialect=REALTIME, nodes=2, broker="redis"),
+        Server("nodes_nats", "one of two on NATS", REALTIME_PEER, dialect=REALTIME, nodes=2, broker="nats"),
         Server(
             "nodes_redis_history",
-            "two nodes on Redis, history",
+            "one of two on Redis, history",
             REALTIME_PEER,
             dialect=REALTIME,
             environment={"HISTORY": "100"},
@@ -159,7 +159,7 @@ SERVERS = {
         ),
         Server(
             "nodes_nats_history",
-            "two nodes on NATS, history",
+            "one of two on NATS, history",
             REALTIME_PEER,
             dialect=REALTIME,
             environment={"HISTORY": "100"},
@@ -229,7 +229,7 @@ def process_cpu_s(pid: int) -> float:
 
 @contextlib.contextmanager
 def running(server: Server, core: int, broker_core: int) -> Iterator[RunningServer]:
-    """The server, each node in a process of its own, pinned to one core; and its broker on another one.
+    """The server, pinned to one core; of several nodes only the first, and the others on that of the broker.
 
     Raises ServerFailedError with what a node last said.
     """
@@ -239,7 +239,8 @@ def running(server: Server, core: int, broker_core: int) -> Iterator[RunningServ
         if server.broker is not None:
             broker = stack.enter_context(broker_running(server.broker, lambda: prepare(broker_core)))
             more["BACKPLANE"] = broker.url
-        nodes = [stack.enter_context(node_running(server, core, more)) for _ in range(server.nodes)]
+        cores = [core, *[broker_core] * (server.nodes - 1)][: server.nodes]
+        nodes = [stack.enter_context(node_running(server, where, more)) for where in cores]
         yield RunningServer(server, [pid for pid, _ in nodes], [port for _, port in nodes], broker)
 
 

@@ -7,16 +7,18 @@
 //   loadgen connect  opens N connections, IN_FLIGHT at a time
 //   loadgen idle     the same, then the memory that the server holds for them
 //
-// Options: --port --server-pid --senders --path --echo-path --connections --echo-clients --rooms --size --message TEXT --hello
-// TEXT --ping TEXT --pong TEXT --burst --pipeline --seconds --rounds --in-flight --spin 1. Prints one JSON object.
+// Options: --port --server-pid --senders --path --echo-path --connections --echo-clients --rooms --size --message TEXT
+// --hello TEXT --ping TEXT --pong TEXT --burst --pipeline --seconds --rounds --in-flight --spin 1. Prints one JSON
+// object.
 // `server_us` is the CPU time of the server's process (clock_getcpuclockid, user and system, all threads) per message
 // delivered, `load_us` that of this program: a figure whose load_us is above its server_us measures the wrong program.
 //
 // With --spin it never sleeps: waking it up is work of the kernel that would be the server's, and only of a server that
 // is slower than the load. Then its load_us says nothing.
 //
-// --port and --server-pid may be given once for each node: then client i is on node i % NODES, broadcasts come from
-// each node in turn, and server_us is of all nodes together. Nodes that are apart have one each at once: --senders.
+// --port may be given once for each node: then client i is on node i % NODES, and broadcasts come from each node in
+// turn; nodes that are apart have one each at once: --senders. --server-pid is that of the first node, whose server_us
+// is per message that it delivered itself.
 //
 // Client i is in room i % ROOMS, whose number stands for %d in a message or a hello. Hellos are for protocols on top of
 // WebSocket: a client sends the first one when the server has said something, the next one when it has said something
@@ -42,12 +44,12 @@ static const double STALL_S = 20;
 
 static struct {
     int ports[NODES], nodes, connections, echo_clients, rooms, size, burst, pipeline, rounds, in_flight, hellos, spin;
-    pid_t servers[NODES];
-    int pids, senders;
+    int senders;
+    pid_t server;
     const char *path, *echo_path, *message, *hello[HELLOS], *ping, *pong;
     double seconds;
-} opt = {.connections = 1000, .senders = 1, .echo_clients = 10, .rooms = 1, .size = 128, .burst = 1, .pipeline = 1, .rounds = 10,
-         .in_flight = 64, .path = "/", .echo_path = "/echo", .seconds = 2};
+} opt = {.connections = 1000, .senders = 1, .echo_clients = 10, .rooms = 1, .size = 128, .burst = 1, .pipeline = 1,
+         .rounds = 10, .in_flight = 64, .path = "/", .echo_path = "/echo", .seconds = 2};
 
 typedef struct { uint8_t *bytes; size_t len; } Frame;
 
@@ -179,15 +181,7 @@ static void settle(int epoll) {
 typedef struct { double wall, server, own; uint64_t bytes; } Reading;
 
 static Reading read_meters(void) {
-    Reading now = {.wall = wall_s(), .own = own_cpu_s(), .bytes = bytes_in};
-    for (int node = 0; node < opt.nodes; node++) now.server += process_cpu_s(opt.servers[node]);
-    return now;
-}
-
-static long memory_kib(void) {
-    long kib = 0;
-    for (int node = 0; node < opt.nodes; node++) kib += process_memory_kib(opt.servers[node]);
-    return kib;
+    return (Reading){.wall = wall_s(), .server = process_cpu_s(opt.server), .own = own_cpu_s(), .bytes = bytes_in};
 }
 
 static void print_costs(Reading from, uint64_t messages) {
@@ -195,7 +189,7 @@ static void print_costs(Reading from, uint64_t messages) {
     double n = (double)messages;
     printf("\"messages\": %llu, \"per_second\": %.0f, \"server_us\": %.4f, \"load_us\": %.4f, "
            "\"bytes_per_message\": %.1f",
-           (unsigned long long)messages, n / (to.wall - from.wall), (to.server - from.server) * 1e6 / n,
+           (unsigned long long)messages, n / (to.wall - from.wall), (to.server - from.server) * 1e6 / n * opt.nodes,
            (to.own - from.own) * 1e6 / n, (double)(to.bytes - from.bytes) / n);
 }
 
@@ -391,14 +385,14 @@ static void run_fairness(void) {
 }
 
 static void run_connect(int epoll, bool idle) {
-    long before = idle ? memory_kib() : 0;
+    long before = idle ? process_memory_kib(opt.server) : 0;
     Reading start = read_meters();
     open_clients(epoll, 0, opt.connections, opt.path);
     print_costs(start, (uint64_t)opt.connections);
     if (!idle) return;
     settle(epoll);
     sleep(2);
-    long grown = memory_kib() - before;
+    long grown = process_memory_kib(opt.server) - before;
     printf(", \"kib_before\": %ld, \"kib_grown\": %ld, \"bytes_per_connection\": %.0f", before, grown,
            (double)grown * 1024 / opt.connections);
 }
@@ -417,10 +411,7 @@ static void parse_options(int argc, char **argv) {
             if (opt.nodes == NODES) fail("too many nodes");
             opt.ports[opt.nodes++] = atoi(optarg);
             break;
-        case 'S':
-            if (opt.pids == NODES) fail("too many nodes");
-            opt.servers[opt.pids++] = atoi(optarg);
-            break;
+        case 'S': opt.server = atoi(optarg); break;
         case 'u': opt.path = optarg; break;
         case 'U': opt.echo_path = optarg; break;
         case 'n': opt.connections = atoi(optarg); break;
@@ -445,11 +436,12 @@ static void parse_options(int argc, char **argv) {
         }
     }
     if (!opt.ping != !opt.pong) fail("--ping and --pong go together");
-    if (!opt.nodes || opt.pids != opt.nodes) fail("--port and --server-pid are needed, as many of each");
+    if (!opt.nodes || opt.server <= 0) fail("--port and --server-pid are needed");
     for (int node = 0; node < opt.nodes; node++)
-        if (opt.ports[node] <= 0 || opt.servers[node] <= 0) fail("--port or --server-pid is no number");
-    if (opt.connections < opt.nodes || opt.senders < 1 || opt.echo_clients < 1 || opt.rooms < 1 || opt.size < 0 || opt.burst < 1 ||
-        opt.pipeline < 1 || opt.rounds < 1 || opt.in_flight < 1)
+        if (opt.ports[node] <= 0) fail("--port is no number");
+    if (opt.connections % opt.nodes) fail("--connections must be a multiple of the nodes");
+    if (opt.connections < 1 || opt.senders < 1 || opt.echo_clients < 1 || opt.rooms < 1 || opt.size < 0 ||
+        opt.burst < 1 || opt.pipeline < 1 || opt.rounds < 1 || opt.in_flight < 1)
         fail("a count below one");
 }
 
