@@ -42,6 +42,7 @@ __all__ = [
     "Place",
     "Refused",
     "WrongCredentials",
+    "ask",
     "pack",
     "parse_info",
     "reason_of",
@@ -207,6 +208,15 @@ def pack(words: Iterable[bytes]) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
+def ask(link: CommandLink, packed: bytes, answered: Callable[[Any], None]) -> bool:
+    """`CommandLink.ask`, for whom it is enough to know whether it could be sent."""
+    try:
+        link.ask(packed, answered)
+    except NotSent:
+        return False
+    return True
+
+
 async def _end(connection: Connection) -> None:
     with contextlib.suppress(Exception):
         await connection.disconnect(nowait=True)
@@ -277,7 +287,7 @@ class CommandLink:
             self._wake.set()
 
     def call(self, *words: bytes) -> asyncio.Future[Any]:
-        """`ask`, for whoever awaits the answer."""
+        """`ask`, for whoever awaits the answer. The awaitable raises Refused if it is an error."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_look_at)
 
@@ -285,7 +295,7 @@ class CommandLink:
             if future.done():
                 return
             if isinstance(reply, Exception):
-                future.set_exception(reply)
+                future.set_exception(Refused(str(reply)) if isinstance(reply, ResponseError) else reply)
             else:
                 future.set_result(reply)
 
@@ -395,6 +405,7 @@ class BusThread:
         self.echo = echo
         self._main = asyncio.get_running_loop()
         self.loop = type(self._main)()
+        self.links: set[BusLink] = set()  # only the thread writes it
         self.inbox: deque[tuple[BusLink, Any, int]] = deque()
         self.read_bytes = 0  # only the thread writes it
         self._taken_bytes = 0
@@ -423,10 +434,12 @@ class BusThread:
         ended = self._main.create_future()
 
         async def end() -> None:
+            await asyncio.gather(*(link.end() for link in [*self.links]))
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # the transports are closed by then
             self.loop.stop()
             self._main.call_soon_threadsafe(ended.set_result, None)
 
@@ -485,6 +498,8 @@ class BusLink:
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._out: deque[bytes] = deque()
+        self._wake = asyncio.Event()  # of the thread, which is the first to wait for it
+        self._tasks: list[asyncio.Task[None]] = []
         self.up = False
 
     async def open(self) -> dict[str, str]:
@@ -503,49 +518,50 @@ class BusLink:
         """End it. Nothing comes of it any more but what waits already."""
         self.up = False
         with contextlib.suppress(RuntimeError):  # the thread has ended
-            asyncio.run_coroutine_threadsafe(self._close(), self._thread.loop)
+            asyncio.run_coroutine_threadsafe(self.end(), self._thread.loop)
 
     # --- in the thread ---
 
     async def _open(self) -> dict[str, str]:
-        self._connection = connection = await self._place.connect(self.address, self._timeout_s)
+        connection = await self._place.connect(self.address, self._timeout_s)
+        self._connection = connection
+        self._thread.links.add(self)
         try:
             info = await asyncio.wait_for(_info(connection), self._timeout_s)
         except BaseException as error:
-            await _end(connection)
+            await self.end()
             if isinstance(error, (OSError, RedisError, asyncio.TimeoutError)):
                 raise Unavailable(f"{self.address} does not answer: {reason_of(error)}") from None
             raise
-        self._wake = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._read()), loop.create_task(self._write())]
+        self._tasks = [loop.create_task(self._read(connection)), loop.create_task(self._write(connection))]
         return info
 
     def _send(self, packed: bytes) -> None:
         self._out.append(packed)
         self._wake.set()
 
-    async def _close(self) -> None:
-        if self._connection is None:
-            return
-        for task in getattr(self, "_tasks", ()):
+    async def end(self) -> None:
+        """End the connection."""
+        self._thread.links.discard(self)
+        connection, self._connection = self._connection, None
+        for task in self._tasks:
             task.cancel()
-        await _end(self._connection)
+        if connection is not None:
+            await _end(connection)
 
-    async def _write(self) -> None:
-        assert self._connection is not None
+    async def _write(self, connection: Connection) -> None:
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._out:
-                    await self._connection.send_packed_command(self._out.popleft(), check_health=False)
+                    await connection.send_packed_command(self._out.popleft(), check_health=False)
         except (OSError, RedisError) as error:
             self._thread.put(self, error, 0)
 
-    async def _read(self) -> None:
-        assert self._connection is not None
-        read, thread = self._connection.read_response, self._thread
+    async def _read(self, connection: Connection) -> None:
+        read, thread = connection.read_response, self._thread
         put, is_full, echo = thread.put, thread.is_full, thread.echo
         dropping = False
         try:

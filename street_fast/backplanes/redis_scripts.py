@@ -28,6 +28,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from typing import Final
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "TELL_ONCE",
     "Names",
     "Script",
+    "milliseconds",
     "partition_of",
 ]
 
@@ -52,6 +54,11 @@ PARTITIONS: Final = 128
 def partition_of(name: str) -> int:
     """The partition of a channel, or of a node."""
     return zlib.crc32(name.encode()) % PARTITIONS
+
+
+def milliseconds(seconds: float) -> bytes:
+    """A time as Redis takes it."""
+    return b"%d" % max(1, round(seconds * 1_000))
 
 
 class Names:
@@ -90,6 +97,11 @@ class Script:
         self.source = source.strip().encode()
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
+    def call(self, keys: Sequence[bytes], words: Iterable[bytes]) -> bytes:
+        """The command that runs it, as it goes over the wire."""
+        parts = [b"EVALSHA", self.sha, b"%d" % len(keys), *keys, *words]
+        return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+
 
 _TOP = """
 -- The position of the newest message, of this identity: epoch, offset, tag, bytes so far, whether it is written.
@@ -98,6 +110,13 @@ local function top(meta, stream, shared, identity, random, shared_ms)
     if m[1] then
         if m[5] == identity then
             return m[1], tonumber(m[2]), m[3], tonumber(m[4]), true
+        end
+        if identity ~= '' then -- who asks may not know yet that this server is another one by now
+            local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+            local replication = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+            if identity ~= run .. '-' .. replication then
+                return nil
+            end
         end
         redis.call('HSET', meta, 'e', random, 's', 0, 't', '0', 'c', 0, 'r', identity)
         redis.call('DEL', stream)
@@ -133,6 +152,7 @@ end
 local meta, stream = KEYS[1], KEYS[2]
 local tag, ttl_ms, most = ARGV[4], tonumber(ARGV[6]), tonumber(ARGV[7])
 local epoch, offset, _, bytes, known = top(meta, stream, KEYS[3], ARGV[1], ARGV[2], ARGV[3])
+if not epoch then return redis.error_reply('STALE identity') end
 local now = now_ms()
 if not known then
     redis.call('DEL', stream) -- whose place was forgotten
@@ -184,6 +204,7 @@ READ = Script(
 -- KEYS meta, stream, shared  ARGV identity, random, shared_ms, limit[, since epoch, since offset]
 -- Returns {epoch, offset, tag, number kept, record...}; the records begin with that at `since`, if it is kept
 local epoch, offset, tag, _, known = top(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], ARGV[3])
+if not epoch then return redis.error_reply('STALE identity') end
 local reply = {epoch, offset, tag, 0}
 if not known or offset == 0 then return reply end
 local stream, limit, now = KEYS[2], tonumber(ARGV[4]), now_ms()

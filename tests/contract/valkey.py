@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def server() -> Valkey:
+def valkey() -> Valkey:
     """One for all tests; it ends with the process."""
-    valkey = Valkey()
-    valkey.start()
-    return valkey
+    started = Valkey()
+    started.start()
+    return started
 
 
 class ValkeyBus:
@@ -36,7 +36,7 @@ class ValkeyBus:
         self._proxies: dict[RedisBackplane, Proxy] = {}
 
     def node(self) -> Backplane:
-        proxy = Proxy(server().port)
+        proxy = Proxy(valkey().port)
         node = RedisBackplane(f"redis://127.0.0.1:{proxy.port}", prefix=self._prefix, limits=self._limits)
         self._proxies[node] = proxy
         return node
@@ -50,12 +50,12 @@ class ValkeyBus:
     async def cut(self, node: Backplane) -> None:
         assert isinstance(node, RedisBackplane)
         self._proxies[node].cut()
-        await until(lambda: not any(shard.command or shard.bus for shard in node._all_shards))
+        await until(lambda: not any(server.command or server.bus for server in node._servers.all))
 
     async def mend(self, node: Backplane) -> None:
         assert isinstance(node, RedisBackplane)
         self._proxies[node].resume()
-        await until(lambda: is_quiet(node) and all(shard.is_up for shard in node._all_shards))
+        await until(lambda: is_quiet(node) and all(server.is_up for server in node._servers.all))
 
     async def close(self) -> None:
         for proxy in self._proxies.values():
@@ -70,18 +70,18 @@ async def settle(*nodes: RedisBackplane) -> None:
     quiet = 0
     while quiet < 2:
         connected = [
-            (node, shard) for node in nodes if node._sink is not None for shard in node._all_shards if shard.is_up
+            (node, server) for node in nodes if node._sink is not None for server in node._servers.all if server.is_up
         ]
         before = [counts(node) for node, _ in connected]
         try:
             await until(lambda connected=connected: all(is_quiet(node) for node, _ in connected))
         except AssertionError:
             raise AssertionError([waits_for(node) for node, _ in connected]) from None
-        for node, shard in connected:
-            node._probe(shard)
+        for node, server in connected:
+            node._servers.probe(server)
         await until(
             lambda connected=connected: all(
-                shard.probe_back == shard.probe_number or not shard.is_up for _, shard in connected
+                server.probe_back == server.probe_number or not server.is_up for _, server in connected
             )
         )
         unchanged = before == [counts(node) for node, _ in connected] and all(is_quiet(node) for node, _ in connected)
@@ -91,7 +91,7 @@ async def settle(*nodes: RedisBackplane) -> None:
 def counts(node: RedisBackplane) -> tuple[int, ...]:
     """What moves when anything does, but for probes."""
     node_stats = node.stats()
-    probes = sum(shard.probe_back for shard in node._all_shards)
+    probes = sum(server.probe_back for server in node._servers.all)
     return (node_stats["received"] - probes, node_stats["published"], node_stats["published_kept"], node._catch_ups)
 
 
@@ -103,13 +103,13 @@ def is_quiet(node: RedisBackplane) -> bool:
 def waits_for(node: RedisBackplane) -> dict[str, object]:
     """For what."""
     waiting = {
-        "answers": [shard.command for shard in node._all_shards if shard.command and not shard.command.idle],
+        "answers": [server.command for server in node._servers.all if server.command and not server.command.idle],
         "interests": [channel for channel, interest in node._interests.items() if not interest.heard],
         "reads": node._reads or node._to_read,
-        "changes": node._changed_interests or node._members_due or node._unwritten,
-        "roster": node._roster_reads,
+        "changes": node._changed_interests or node._members.telling,
+        "roster": node._members.reading,
         "following": node._following.reading,
-        "inbox": node._thread.inbox,
+        "inbox": node._servers.thread.inbox,
     }
     return {name: value for name, value in waiting.items() if value}
 

@@ -455,7 +455,7 @@ class TestBus:
         dice = random.Random(seed)
         node, sink = await new_node(valkey.url)
         await done(node.subscribe("c", LONG))
-        names = [node._bus_names.of("b", "c"), node._global_name, node._all_shards[0].probe_name]
+        names = [node._bus_names.of("b", "c"), node._servers.global_name, node._servers.all[0].probe_name]
         rubbish = [
             b"",
             b"\n",
@@ -608,10 +608,10 @@ class TestMembers:
         await done(b.subscribe("c"))
         a.join("c", "ann", None)
         await settle(a, b)
-        arrived, b._thread._take = b._thread._take, lambda *_: None
+        arrived, b._servers.thread._take = b._servers.thread._take, lambda *_: None
         a.join("c", "bob", None)
         await asyncio.sleep(0.05)
-        b._thread._take = arrived
+        b._servers.thread._take = arrived
         a.leave("c", "ann")
         await until(lambda: sink_b.members["c"] == {"bob": None})
 
@@ -645,7 +645,7 @@ class TestSentinel:
                 valkey.kill()
                 await until(lambda: not a.health().ok)
                 await until(lambda: a.health().ok and b.health().ok, 20)
-                assert a._all_shards[0].command_address.port == replica.port
+                assert a._servers.all[0].address.port == replica.port
                 new = await publish(b, "c", 4, 5)
                 await settle(a, b)
                 assert sink_a.payloads("c") == numbers(1, 5)

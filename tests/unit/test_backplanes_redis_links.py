@@ -20,6 +20,7 @@ from street_fast.backplanes.redis_links import (
     NoAnswer,
     NotSent,
     Place,
+    Refused,
     pack,
     parse_info,
 )
@@ -273,7 +274,7 @@ class TestCommandLink:
         connection.answers.put_nowait(b"x")
         connection.answers.put_nowait(ResponseError("no"))
         assert await result == b"x"
-        with pytest.raises(ResponseError):
+        with pytest.raises(Refused, match="no"):
             await failed
 
     async def test_something_to_send_before_the_write(self, linked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 
@@ -79,20 +80,33 @@ class Channel:
         self.names = Names("t")
         self.keys = [self.names.of("m", "c"), self.names.of("h", "c"), self.names.epoch_of("c")]
         self.bus = self.names.of("b", "c")
+        self.identity = f"{client.info('server')['run_id']}-{client.info('replication')['master_replid']}"
         self.tags = (b"%016x" % number for number in itertools.count(1))
 
     def run(self, script, keys, *words):
         return self.client.evalsha(script.sha.decode(), len(keys), *keys, *words)
 
-    def publish(self, payload, identity=b"i", size=100, ttl_ms=100_000, most_bytes=1_000_000, key=None, skip=b"-"):
+    def publish(self, payload, identity=None, size=100, ttl_ms=100_000, most_bytes=1_000_000, key=None, skip=b"-"):
         tag = next(self.tags)
         keys = [*self.keys, self.bus] + ([] if key is None else [self.names.key_of("c", key)])
-        words = [identity, tag, 50_000, tag, size, ttl_ms, most_bytes, 100_000, 1_000, b"PUBLISH"]
+        words = [
+            self.identity if identity is None else identity,
+            tag,
+            50_000,
+            tag,
+            size,
+            ttl_ms,
+            most_bytes,
+            100_000,
+            1_000,
+            b"PUBLISH",
+        ]
         epoch, offset, tag, known = self.run(PUBLISH, keys, *words, b"S1 k %b " % NODE, skip, payload)
         return epoch, int(offset), tag, known
 
-    def read(self, *since, identity=b"i", limit=1_000):
-        epoch, offset, tag, kept, *entries = self.run(READ, self.keys, identity, next(self.tags), 50_000, limit, *since)
+    def read(self, *since, identity=None, limit=1_000):
+        words = [self.identity if identity is None else identity, next(self.tags), 50_000, limit]
+        epoch, offset, tag, kept, *entries = self.run(READ, self.keys, *words, *since)
         return (epoch, int(offset), tag), kept, [records.decode(entry).publication for entry in entries]
 
     def payloads(self, *since, **options):
@@ -167,13 +181,28 @@ class TestHistory:
 
     def test_what_another_identity_wrote_gets_another_epoch(self, channel):
         old = channel.publish(b"1")
-        (epoch, offset, tag), kept, entries = channel.read(identity=b"j")
+        channel.client.hset(channel.keys[0], "r", "before the restart")
+        (epoch, offset, tag), kept, entries = channel.read()
         assert epoch != old[0]
         assert (offset, tag, kept, entries) == (0, b"0", 0, [])
-        assert channel.read(identity=b"j")[0][0] == epoch
-        assert channel.publish(b"2", identity=b"j")[:2] == (epoch, 1)
-        assert channel.publish(b"3", identity=b"k")[0] not in (epoch, old[0])
-        assert channel.payloads(identity=b"k") == [b"3"]
+        assert channel.read()[0][0] == epoch
+        assert channel.publish(b"2")[:2] == (epoch, 1)
+        channel.client.hset(channel.keys[0], "r", "before the next one")
+        assert channel.publish(b"3")[0] not in (epoch, old[0])
+        assert channel.payloads() == [b"3"]
+
+    def test_who_takes_the_server_for_another_one_changes_nothing(self, channel):
+        position = channel.publish(b"1")
+        for action in (channel.read, functools.partial(channel.publish, b"2")):
+            with pytest.raises(redis.exceptions.ResponseError, match="STALE"):
+                action(identity=b"of before")
+        assert channel.read()[0] == position[:3]
+        assert channel.payloads() == [b"1"]
+
+    def test_an_empty_identity_never_changes(self, channel):
+        position = channel.publish(b"1", identity=b"")
+        channel.client.hset(channel.keys[0], "r", "")
+        assert channel.publish(b"2", identity=b"")[:2] == (position[0], 2)
 
     def test_a_place_that_was_forgotten_takes_its_messages_along(self, channel):
         channel.publish(b"1")
@@ -191,7 +220,7 @@ class TestHistory:
 
     def test_reset_is_done_once(self, channel):
         epoch, offset, tag, _ = channel.publish(b"1")
-        words = (b"i", b"fresh", 1_000, epoch, offset, tag)
+        words = (channel.identity, b"fresh", 1_000, epoch, offset, tag)
         assert channel.run(RESET, channel.keys[:2], *words) == 1
         assert channel.read()[0] == (b"fresh", 0, b"0")
         assert channel.publish(b"2")[:2] == (b"fresh", 1)

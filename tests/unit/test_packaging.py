@@ -114,7 +114,6 @@ EXTRA_OF = {
     "exposition": "metrics",
     "jwt_keys": "jwt",
     "nats_link": "nats",
-    "redis": "redis",
     "redis_links": "redis",
 }
 """The modules of the package that import what an extra installs, and those of `integrations` by their own name."""
