@@ -7,7 +7,10 @@ import random
 import pytest
 
 from tests.faults.programme.checker import check, is_kept
+from tests.faults.programme.faults import FAULTS
 from tests.faults.programme.journal import Entry, Journal, read
+from tests.faults.programme.report import BEGIN, END, table, terminal, write_between_markers
+from tests.faults.programme.run import Outcome, Run
 
 
 class World:
@@ -323,3 +326,26 @@ def test_a_journal_is_read_as_it_was_written(tmp_path):
     (tmp_path / "y.log").write_text("1\tgot\n")
     with pytest.raises(ValueError, match=r"y\.log:1: 2 fields"):
         list(read(tmp_path / "y.log"))
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("fault", ["redis-subscribers-killed", "nats-killed"])
+async def test_a_short_run_of_the_programme(tmp_path, fault):
+    outcome = await Run(fault, 1, tmp_path / fault, quick=True).whole(FAULTS[fault])
+    assert outcome.good, (outcome.failures, outcome.verdict.examples)
+    assert outcome.verdict.acknowledged > 50
+    assert outcome.verdict.once > 50
+    assert Outcome.read(tmp_path / fault / "verdict.json") == outcome
+    published = list(read(tmp_path / fault / "publishers.log"))
+    assert check(published, read(tmp_path / fault / "subscribers.log")).once == outcome.verdict.once
+    by_fault = {fault: [outcome]}
+    assert fault in terminal(by_fault)
+    page = tmp_path / "page.md"
+    page.write_text(f"before {BEGIN}\nold\n{END} after")
+    write_between_markers(page, table(by_fault))
+    assert f"| {fault} | 1 |" in page.read_text()
+    assert page.read_text().endswith(f"{END} after")
+    assert "old" not in page.read_text()
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="has no <!-- faults:begin -->"):
+        write_between_markers(page, "")

@@ -487,6 +487,34 @@ async def one_way(run: Run, broker: Any) -> None:
 
 
 @fault
+async def redis_answers_lost(run: Run) -> None:
+    """what nodes publish reaches Valkey, and the answers get lost; then the connections are reset. Four times"""
+    await answers_lost(run, await run.valkey())
+
+
+@fault
+async def nats_answers_lost(run: Run) -> None:
+    """what nodes publish reaches NATS, and the answers get lost; then the connections are reset. Four times"""
+    await answers_lost(run, await run.nats())
+
+
+async def answers_lost(run: Run, broker: Any) -> None:
+    switches = [run.proxy(broker), run.proxy(broker)]
+    await run.serve(*(broker.url.replace(str(broker.port), str(switch.port)) for switch in switches))
+    await run.drive()
+    for _ in range(1 if run.quick else 4):
+        victims = run.rng.sample(switches, run.rng.choice([1, 2]))
+        for switch in victims:
+            await run.do(f"answers to node{switches.index(switch)} get lost", switch.drop, "out")
+        await run.sleep(0.2, 1.5)
+        for switch in victims:
+            await run.do("reset", switch.cut)
+            switch.resume()
+        await run.sleep(0.5, 2.0)
+    await run.sleep(1.0, 2.0)
+
+
+@fault
 async def redis_unplugged(run: Run) -> None:
     """a machine (a network namespace) loses its cable to Valkey for 3 to 20 s"""
     await unplugged(run, await run.valkey(bind=f"127.0.0.1 {BROKER_SIDE}", protected_mode="no"))
