@@ -151,8 +151,8 @@ class LocalNats:
             ended.cancel()
             answering.cancel()
         problem = self._last_words() or (first if not self._pid else "it does not answer")
-        await self._end_guardian()
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        self._kill()  # and so the guardian ends, too; had it been told to end, it would have taken the folder with it
+        await guardian.wait()
         return problem
 
     async def _until_it_answers(self) -> None:
@@ -174,7 +174,8 @@ class LocalNats:
             assert self._guardian is not None
             began = loop.time()
             status = await self._guardian.wait()
-            self._kill_orphan()
+            if status < 0:
+                self._kill()  # it was the guardian that was killed
             if loop.time() - began > _STEADY_S:
                 failures = 0
             why = self._last_words() or _how(status)
@@ -186,12 +187,10 @@ class LocalNats:
                 if problem is None:
                     break
                 logger.error("the NATS server of the workers does not start: %s", problem)
-                self._configure()
 
-    def _kill_orphan(self) -> None:
-        """The guardian may have been killed, and the server be without one."""
-        assert self._guardian is not None
-        if self._guardian.returncode is not None and self._guardian.returncode < 0 and self._pid:
+    def _kill(self) -> None:
+        """Kills the server, where its guardian cannot or should not."""
+        if self._pid:
             with contextlib.suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)
 

@@ -128,7 +128,7 @@ def main(descriptor: str, number: str) -> None:
     logs.set_up(options.log_format, options.log_level, begin.worker)
     share_memory(options.workers)
     watched = sock.dup()
-    threading.Thread(target=_end_alone, args=(watched, options.drain_timeout + _ALONE_S), daemon=True).start()
+    threading.Thread(target=_end_alone, args=(watched, options.drain_timeout), daemon=True).start()
     try:
         found = import_application(options)
         worker = Worker(begin, sock)
@@ -167,12 +167,12 @@ def _first_line(sock: socket.socket) -> bytes:
     return bytes(line)
 
 
-def _end_alone(sock: socket.socket, timeout_s: float) -> None:
-    """In a thread: when the supervisor is gone, nothing here may last for longer than `timeout_s`."""
+def _end_alone(sock: socket.socket, drain_timeout_s: float) -> None:
+    """In a thread: when the supervisor is gone, nothing here may last for much longer than the time to drain."""
     gone = select.poll()
     gone.register(sock, 0)  # hang-ups are always told
     gone.poll()
-    time.sleep(timeout_s)
+    time.sleep(drain_timeout_s + _ALONE_S)
     os._exit(1)
 
 

@@ -25,6 +25,7 @@ from tests.http_harness import (
     serving,
     settle,
     text,
+    until,
 )
 
 __all__ = ["on_loop"]  # a fixture
@@ -399,6 +400,57 @@ def test_reuse_port(on_loop):
     assert answer.body == b"x"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sockets are not shared there")
+def test_a_socket_that_is_there_already_is_one_of_many(on_loop):
+    """It is another one's too: what is not accepted here waits for the next who listens on it."""
+
+    async def main():
+        with socket.socket() as shared:
+            shared.bind(("127.0.0.1", 0))
+            bodies = []
+            for body in ("first", "second"):
+                server = HttpServer()
+                server.get("/", text(body))
+                await server.listen(sock=shared.dup())
+                bodies += [answer.body for answer in parse(await exchange(server, head("GET", "/", CLOSE)))]
+                assert server.port == shared.getsockname()[1]
+                server.stop_accepting()
+                await asyncio.sleep(0)
+                with socket.create_connection(shared.getsockname()):  # not refused
+                    pass
+                await server.close()
+            return bodies
+
+    assert on_loop(main) == [b"first", b"second"]
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+def test_the_file_of_a_unix_socket_that_was_there_already_stays(on_loop, tmp_path):
+    async def main():
+        path = str(tmp_path / "s")
+        with socket.socket(socket.AF_UNIX) as shared:
+            shared.bind(path)
+            server = HttpServer()
+            server.get("/", text("x"))
+            await server.listen(sock=shared.dup())
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(head("GET", "/", CLOSE))
+            (answer,) = parse(await reader.read())
+            writer.close()
+            await server.close()
+        return answer.body
+
+    assert on_loop(main) == b"x"
+    assert (tmp_path / "s").is_socket()
+
+
+async def test_a_socket_that_is_none():
+    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        for sock in ("x", 5, datagrams):
+            with pytest.raises(ConfigurationError, match=r"listen\(sock=.*: must be a bound stream socket, or None"):
+                await HttpServer().listen(sock=sock)
+
+
 def test_several_addresses(on_loop, tmp_path):
     server = HttpServer()
     server.get("/", text("x"))
@@ -591,6 +643,46 @@ async def test_stop_accepting_answers_what_has_begun():
     await settle()
     assert late.wire.aborted
     bench.assert_clean()
+
+
+def test_hand_over_lets_in_who_was_accepted(on_loop):
+    async def main():
+        server = HttpServer()
+        server.get("/", text("x"))
+        await server.listen(port=0)
+        port = server.port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: server.connection_count)
+        handing_over = asyncio.ensure_future(server.hand_over(5.0))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        assert not handing_over.done()
+        writer.write(head())
+        answer = await reader.read()
+        writer.close()
+        await asyncio.wait_for(handing_over, 5)
+        await server.close()
+        return parse(answer)
+
+    (answer,) = on_loop(main)
+    assert (answer.status, answer.closes) == (200, True)
+
+
+async def test_hand_over_does_not_wait_for_who_says_nothing():
+    bench = Bench()
+    silent = bench.connect()
+    await bench.server.listen(port=0)
+    await asyncio.wait_for(bench.server.hand_over(0.05), 5)
+    assert not silent.wire.closing
+    await bench.server.close()
+    assert silent.wire.closing
+
+
+async def test_hand_over_without_listening_is_at_once():
+    server = HttpServer()
+    await asyncio.wait_for(server.hand_over(3_600), 5)
+    await server.close()
 
 
 async def test_a_server_that_never_listened_can_be_closed():

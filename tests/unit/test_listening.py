@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from street_fast.errors import ListenError
-from street_fast.listening import bind_unix, listen_error, remove_unix
+from street_fast.listening import bind_tcp, bind_unix, listen_error, remove_unix
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
 
@@ -121,3 +121,48 @@ def test_one_clear_sentence(error, host, port, path, sentence):
     assert str(told).startswith(sentence)
     assert "\n" not in str(told)
     assert "Errno" not in str(told)
+
+
+def test_sockets_for_all_addresses_of_a_name(monkeypatch):
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0)),  # not ours
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    sockets = bind_tcp("many", 0)
+    names = [sock.getsockname() for sock in sockets]
+    for sock in sockets:
+        assert not sock.getblocking()
+        assert not sock.get_inheritable()
+        sock.close()
+    assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2"]
+    assert names[0][1] == names[1][1] != 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="not on this system")
+def test_several_sockets_for_one_port():
+    (first,) = bind_tcp("127.0.0.1", 0, reuse_port=True)
+    port = first.getsockname()[1]
+    (second,) = bind_tcp("127.0.0.1", port, reuse_port=True)
+    first.listen()
+    with pytest.raises(OSError, match="in use"):
+        bind_tcp("127.0.0.1", port)  # which does not share it
+    first.close()
+    second.close()
+
+
+def test_sockets_for_nothing():
+    with pytest.raises(socket.gaierror):
+        bind_tcp("nowhere.invalid", 0)
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+        bind_tcp("192.0.2.1", 0)
+
+
+def test_sockets_for_every_interface():
+    sockets = bind_tcp(None, 0)
+    assert {sock.getsockname()[0] for sock in sockets} <= {"0.0.0.0", "::"}
+    assert sockets
+    for sock in sockets:
+        sock.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from street_fast import memory_limit as module
-from street_fast.memory_limit import memory_limit, process_memory_limit
+from street_fast.memory_limit import memory_limit, process_memory_limit, share_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,4 +87,14 @@ def test_of_this_process_it_is_read_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < limit <= PHYSICAL
     monkeypatch.setattr(module, "memory_limit", lambda root: 1)
     assert process_memory_limit() == limit
+    process_memory_limit.cache_clear()
+
+
+def test_one_of_several_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory_limit", lambda root: 1_000)
+    monkeypatch.setattr(module, "_processes", 1)
+    share_memory(4)
+    assert process_memory_limit() == 250
+    share_memory(1)
+    assert process_memory_limit() == 1_000
     process_memory_limit.cache_clear()

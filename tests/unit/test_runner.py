@@ -10,7 +10,8 @@ import warnings
 
 import pytest
 
-from street_fast.runner import Server, run_until_stopped
+from street_fast.errors import ListenError
+from street_fast.runner import Server, run, run_until_stopped
 
 PROGRAM = """
 import asyncio, sys
@@ -40,7 +41,7 @@ run_until_stopped(start)
 """
 
 
-def run(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -50,7 +51,7 @@ def run(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("arguments", [["normal"], ["normal", "no-uvloop"]])
 def test_a_signal_closes(number: signal.Signals, arguments: list[str]) -> None:
-    with run(*arguments) as process:
+    with start(*arguments) as process:
         assert process.stdout is not None
         loop = process.stdout.readline()
         assert ("uvloop" in loop) == ("no-uvloop" not in arguments)
@@ -62,7 +63,7 @@ def test_a_signal_closes(number: signal.Signals, arguments: list[str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_it_the_hard_way(number: signal.Signals) -> None:
-    with run("hangs") as process:
+    with start("hangs") as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
@@ -74,19 +75,19 @@ def test_a_second_signal_ends_it_the_hard_way(number: signal.Signals) -> None:
 
 
 def test_the_server_ends_by_itself() -> None:
-    with run("ends") as process:
+    with start("ends") as process:
         out, err = process.communicate(timeout=20)
     assert (out.splitlines()[1:], err, process.returncode) == (["closing", "closed"], "", 0)
 
 
 def test_an_address_that_cannot_be_had_is_one_line() -> None:
-    with run("taken") as process:
+    with start("taken") as process:
         assert process.communicate(timeout=20) == ("", "street_fast: port 1 is taken\n")
     assert process.returncode == 1
 
 
 def test_other_errors_are_not_hidden() -> None:
-    with run("broken") as process:
+    with start("broken") as process:
         _, err = process.communicate(timeout=20)
     assert "RuntimeError: boom" in err
     assert process.returncode == 1
@@ -101,3 +102,11 @@ async def test_a_loop_that_runs_already_is_one_clear_error() -> None:
         with pytest.raises(RuntimeError, match=r"one is running here: use `await serve"):
             run_until_stopped(start)
         gc.collect()
+
+
+def test_who_has_something_to_do_when_it_does_not_start_hears_why() -> None:
+    async def taken() -> Server:
+        raise ListenError("port 1 is taken")
+
+    with pytest.raises(ListenError, match="port 1 is taken"):
+        run(taken)
