@@ -17,6 +17,7 @@ import difflib
 import fnmatch
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from street_fast.auth import JwtAuth
+from street_fast.auth import ACTIONS, JwtAuth
 from street_fast.backplanes import History
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.backplanes.urls import without_password
@@ -459,13 +460,11 @@ def _facts(options: Options, realtimes: Sequence[Realtime], port: int, ops_port:
         facts.append(("Clients", _who(options)))
         facts.append(("History", _kept(options.history)))
     if realtimes:
-        if options.ops_port is None:
-            facts.append(("Health", f"http{secure}://{place}/healthz and /readyz"))
-            facts.append(("Metrics", f"http{secure}://{place}/metrics"))
-        else:
-            place = _place(options.ops_host, ops_port)
-            facts.append(("Health", f"http://{place}/healthz and /readyz"))
-            facts.append(("Metrics", f"http://{place}/metrics"))
+        ops = f"http{secure}://{place}" if options.ops_port is None else f"http://{_place(options.ops_host, ops_port)}"
+        facts.append(("Health", f"{ops}/healthz and /readyz"))
+        installed = importlib.util.find_spec("prometheus_client") is not None
+        hint = "" if installed else "; they need pip install 'street_fast[metrics]'"
+        facts.append(("Metrics", f"{ops}/metrics{hint}"))
         facts.append(("Backplane", _backplane(options, realtimes)))
     return facts
 
@@ -476,12 +475,16 @@ def _place(host: str, port: int) -> str:
 
 def _who(options: Options) -> str:
     tokens = bool(options.jwt_key) or options.jwks is not None
-    who = "anybody may" if not tokens or options.guests else "who has a token may"
+    who = "anybody" if not tokens or options.guests else "who has a token"
     guests = "; a token says who somebody is" if tokens and options.guests else ""
     if not options.allow:
-        return f"{who} subscribe and publish in every channel but user:...{guests}"
-    rules = (f"{', '.join(rule.actions) or 'nothing'} in {rule.pattern}" for rule in options.allow)
-    return f"{who} {'; '.join(rules)}{guests}"
+        return f"{who} may subscribe and publish in every channel but user:...{guests}"
+    rules = (f"; {rule.pattern}: {_actions(rule.actions)}" for rule in options.allow)
+    return f"{who}{''.join(rules)}{guests}"
+
+
+def _actions(actions: Sequence[str]) -> str:
+    return "everything" if ACTIONS.issubset(actions) else ", ".join(actions) or "nothing"
 
 
 def _kept(history: Sequence[Kept]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from street_fast import Member, connect
+from street_fast.auth import ACTIONS
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError, ListenError
 from street_fast.serving import (
@@ -401,9 +402,11 @@ async def test_a_backplane_of_the_application_counts(
             "who has a token may subscribe and publish",
         ),
         (
-            Options(port=0, allow=[Allowed("news:*", ["subscribe", "history"]), Allowed("x", [])]),
+            Options(
+                port=0, allow=[Allowed("news:*", ["subscribe", "history"]), Allowed("x", []), Allowed("*", [*ACTIONS])]
+            ),
             "Clients",
-            "anybody may subscribe, history in news:*; nothing in x",
+            "anybody; news:*: subscribe, history; x: nothing; *: everything",
         ),
         (Options(port=0), "History", "every channel: 100 messages, 300 s"),
         (
