@@ -460,11 +460,14 @@ class NatsBackplane:
         if history is None:
             return
         try:
-            page = await self._read(channel, history, since, self._limits.recovery_messages)
+            page = await self._read(channel, history, since, history.size)
             if not page.recovered and _is_behind(page.top, since):
                 await self._histories.reset(channel, history, since)
                 page = await self._read(channel, history, since, 0)
         except StreetError:
+            self._following.could_not_read(channel, since)
+        except Exception:
+            logger.exception("the history of channel %r could not be read", channel)
             self._following.could_not_read(channel, since)
         else:
             self._following.caught_up(channel, since, page)
@@ -583,18 +586,17 @@ class NatsBackplane:
             return
         try:
             record = decode(data)
+            if sid == OWN_SID:
+                self._nodes.take_own(subject.rpartition(b".")[2].decode(), reply, record)
+            elif sid == ALL_SID:
+                if record.kind == "l" and record.node != self._node:
+                    for channel in self._following.channels():
+                        self._following.lost(channel)
+                self._nodes.take_all(record)
+            elif sid in self._nodes.who_channels:
+                self._nodes.take_who(self._nodes.who_channels[sid], record)
         except ValueError:
             self._poison()
-            return
-        if sid == OWN_SID:
-            self._nodes.take_own(subject.rpartition(b".")[2].decode(), reply, record)
-        elif sid == ALL_SID:
-            if record.kind == "l" and record.node != self._node:
-                for channel in self._following.channels():
-                    self._following.lost(channel)
-            self._nodes.take_all(record)
-        elif sid in self._nodes.who_channels:
-            self._nodes.take_who(self._nodes.who_channels[sid], record)
 
     def _poison(self) -> None:
         self.poisoned += 1

@@ -63,6 +63,7 @@ _NOTE_S = 0.02
 _WRONG_SEQUENCE = (10071, 10164)
 _NAME_IN_USE = 10058
 _STREAM_NOT_FOUND = 10059
+_SAME_KEY_IN_PROCESS = 10158
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _BATCH = re.compile(rb"S1 b((?: (?:0|[1-9][0-9]{0,7})){1,512})")
@@ -613,12 +614,15 @@ class Histories:
             try:
                 ack = await self._store(stream, subject, packed(records), sequence, message_id)
             except _Refused as refused:
-                if refused.err_code not in _WRONG_SEQUENCE:
+                if refused.err_code in _WRONG_SEQUENCE:
+                    self.conflicts += 1
+                    behind = refused.sequence
+                    if behind < sequence:
+                        self._tails.pop(channel, None)  # the stream is a new one
+                elif refused.err_code == _SAME_KEY_IN_PROCESS:
+                    await asyncio.sleep(_RETRY_S)
+                else:
                     raise self._trouble(str(refused)) from None
-                self.conflicts += 1
-                behind = refused.sequence
-                if behind < sequence:
-                    self._tails.pop(channel, None)  # the stream is a new one
             except OutcomeUnknown:
                 self._tails.pop(channel, None)
                 raise
@@ -641,17 +645,20 @@ class Histories:
         """Publish with a key what is not kept; whether it was the first. Raises Unavailable and OutcomeUnknown."""
         assert pending.key is not None
         name = token(channel)
-        await self._ready(self._live)
+        subject, message_id = f"{self._live.subject}{name}", f"{name}:{token(pending.key)}"
         body = message(self._node, Publication(pending.payload, None, pending.skip))
-        try:
-            ack = await self._store(
-                self._live, f"{self._live.subject}{name}", body, None, f"{name}:{token(pending.key)}"
-            )
-        except _Refused as refused:
-            raise self._trouble(str(refused)) from None
-        except _NoStream:
-            raise self._trouble("it does not answer; is it enabled (-js)?") from None
-        return not ack.duplicate
+        deadline = asyncio.get_running_loop().time() + self._limits.backplane_timeout_s
+        while True:
+            try:
+                return not (await self._store(self._live, subject, body, None, message_id)).duplicate
+            except _Refused as refused:
+                if refused.err_code != _SAME_KEY_IN_PROCESS:
+                    raise self._trouble(str(refused)) from None
+            except _NoStream:
+                pass  # it was deleted, or the server has lost it: it is made again
+            if asyncio.get_running_loop().time() > deadline:
+                raise self._trouble(f"the stream {self._live.name} does not answer")
+            await asyncio.sleep(_RETRY_S)
 
     async def _store(
         self, stream: _Stream, subject: str, body: bytes, expected: int | None, message_id: str | None = None

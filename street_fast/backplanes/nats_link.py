@@ -108,6 +108,7 @@ class Link:
         self._sweep: asyncio.TimerHandle | None = None
         self.max_payload = 1_048_576
         self._error: Exception | None = None
+        self._forbidden = ""
         self.trouble = "not connected yet"
         """Why there is no connection, for people; empty if there is one."""
         self.connects = 0
@@ -345,11 +346,14 @@ class Link:
         self.tried.set()
 
     async def _on_error(self, error: Exception) -> None:
-        """Of nats-py. What ends the connection is seen by its end; the rest is of no consequence."""
-        if self.up:
-            logger.debug("NATS at %s: %s", self.shown, error)
-        elif not isinstance(error, nats.errors.NoServersError):
-            self._error = error
+        """Of nats-py. What ends the connection is seen by its end; of the rest only permissions matter."""
+        text = str(error)
+        if not self.up:
+            if not isinstance(error, nats.errors.NoServersError):
+                self._error = error
+        elif "permissions violation" in text.lower() and text != self._forbidden:
+            self._forbidden = text
+            logger.error("NATS at %s does not let this node do what it has to: %s", self.shown, text)
 
 
 def _waiting(transport: asyncio.Transport | None) -> int:

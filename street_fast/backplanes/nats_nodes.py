@@ -2,7 +2,7 @@
 
 **Life.** Each node says every few seconds, on ``<prefix>.b``, that it lives; it is a probe, and comes back to it. Zero
 is its number when the node has just (re)connected: the others answer at once. Who was not heard for
-``Limits.node_ttl_s`` is dropped; but only by a node that hears itself, and has been connected for as long.
+``Limits.node_ttl_s`` is dropped; but only by a node that was connected for as long, and has heard itself since.
 
 **Members** are not stored anywhere. Changes are told on the channel. Who opens a channel asks on
 ``<prefix>.w.<token>``, where the nodes listen that have members in it. Who misses a change asks that node about that
@@ -148,12 +148,13 @@ class Nodes:
 
     def judge(self) -> None:
         """Drop who was not heard for too long, if this node hears at all; and ask the others again now and then."""
-        now = self._loop.time()
-        if now - self._echo_at <= self._limits.node_beat_s + 1.0:
-            oldest = now - self._limits.node_ttl_s
-            if self._up_at < oldest:
-                for node in [node for node, heard_at in self._heard.items() if heard_at < oldest]:
-                    self._drop(node)
+        now, ttl_s = self._loop.time(), self._limits.node_ttl_s
+        silent = [node for node, heard_at in self._heard.items() if now - max(heard_at, self._up_at) > ttl_s]
+        if any(self._echo_at - max(self._heard[node], self._up_at) <= ttl_s for node in silent):
+            self.beat()  # what comes back of this will show whether it is them, or this node that hears nothing
+        for node in silent:
+            if self._echo_at - max(self._heard[node], self._up_at) > ttl_s:
+                self._drop(node)
         if now - self._refresh_at >= self._limits.presence_refresh_s:
             self._refresh_at = now
             self._asking.clear()
