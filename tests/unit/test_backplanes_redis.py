@@ -3,164 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
-import itertools
-import logging
-import os
 import random
 import sys
 import time
 
 import pytest
 
-from street_fast.backplanes import History, OutcomeUnknown, Position, Unavailable
-from street_fast.backplanes.redis import RedisBackplane
-from street_fast.backplanes.redis_scripts import partition_of
-from street_fast.errors import ConfigurationError
+from street_fast.backplanes import OutcomeUnknown, Position, Unavailable
 from street_fast.limits import Limits
-from tests.brokers import Proxy, Valkey, ValkeyCluster, wait_until
-from tests.contract.bus import Recorder, done
+from tests.brokers import Proxy, Valkey
+from tests.contract.bus import done
 from tests.contract.valkey import settle, until
-
-pytestmark = pytest.mark.broker
-
-LONG = History(size=10_000, ttl_s=100.0)
-QUICK = Limits(
-    backplane_timeout_s=0.8,
-    backplane_probe_s=0.3,
-    position_check_s=0.5,
-    node_beat_s=0.1,
-    node_ttl_s=0.8,
-    presence_refresh_s=0.5,
+from tests.redis_harness import (  # noqa: F401 - fixtures
+    LONG,
+    check_contiguous,
+    new_node_fixture,
+    numbers,
+    proxied_fixture,
+    publish,
+    up,
+    valkey_fixture,
 )
 
-
-@pytest.fixture
-def valkey():
-    with Valkey() as valkey:
-        yield valkey
-
-
-@pytest.fixture
-async def new_node():
-    """Makes a node that is started, and its sink."""
-    nodes = []
-    prefix = os.urandom(4).hex()
-
-    async def new_node(url, *, start=True, **options):
-        node, sink = RedisBackplane(url, **{"prefix": prefix, "limits": QUICK} | options), Recorder()
-        nodes.append(node)
-        if start:
-            await node.start(sink)
-        return node, sink
-
-    yield new_node
-    for node in nodes:
-        await node.close()
-
-
-@pytest.fixture
-async def proxied(valkey):
-    with Proxy(valkey.port) as proxy:
-        proxy.url = f"redis://127.0.0.1:{proxy.port}"
-        yield proxy
-
-
-async def publish(node, channel, first, last, history=LONG):
-    """Numbers, until each is there; the positions."""
-    return [
-        (await done(node.publish(channel, b"%d" % number, history=history))).position
-        for number in range(first, last + 1)
-    ]
-
-
-def numbers(first, last):
-    return [b"%d" % number for number in range(first, last + 1)]
-
-
-def check_contiguous(positions):
-    for before, after in itertools.pairwise(positions):
-        assert (after.epoch, after.offset) == (before.epoch, before.offset + 1)
-
-
-async def up(*nodes):
-    await until(lambda: all(node.health().ok for node in nodes))
-    await settle(*nodes)
-
-
-class TestConnecting:
-    def test_nothing_is_needed_to_make_one(self):
-        node = RedisBackplane("redis://nowhere.invalid")
-        assert node.health() == (False, "not started, or closed")
-        assert node.stats()["published"] == 0
-
-    @pytest.mark.parametrize(
-        "options", [{"prefix": ""}, {"prefix": "a{b}"}, {"replicas": -1}, {"replicas": True}, {"limits": 1}], ids=str
-    )
-    def test_an_option_that_makes_no_sense_is_refused(self, options):
-        with pytest.raises(ConfigurationError, match=next(iter(options))):
-            RedisBackplane("redis://localhost", **options)
-
-    async def test_a_server_that_is_not_there_yet_is_waited_for(self, new_node, caplog):
-        valkey = Valkey()
-        node, sink = await new_node(valkey.url)
-        assert not node.health().ok
-        assert str(valkey.port) in node.health().detail
-        with pytest.raises(Unavailable):
-            node.subscribe("c", LONG)
-        with pytest.raises(Unavailable):
-            await done(node.publish("c", b"x", history=LONG))
-        await done(node.publish("c", b"here"))
-        await asyncio.sleep(0.3)
-        assert len([record for record in caplog.records if "no connection" in record.message]) == 1
-        valkey.start()
-        try:
-            started = time.monotonic()
-            await up(node)
-            assert time.monotonic() - started < 2
-            assert sink.log == [("message", "c", (b"here", None, None)), ("lost", "c")]
-            await publish(node, "c", 1, 2)
-            await settle(node)
-            assert sink.payloads("c") == [b"here", b"1", b"2"]
-        finally:
-            await node.close()
-            valkey.close()
-
-    async def test_wrong_credentials_are_said_once_and_tried_again(self, new_node, caplog):
-        with Valkey(requirepass="right") as valkey:
-            node, _ = await new_node(f"redis://:wrong@127.0.0.1:{valkey.port}")
-            await asyncio.sleep(0.4)
-            assert not node.health().ok
-            assert "password" in node.health().detail
-            errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-            assert len(errors) == 1
-            assert "password" in errors[0].message
-            assert ":wrong@" not in caplog.text
-            valkey.command("CONFIG", "SET", "requirepass", "wrong")
-            await up(node)
-            await publish(node, "c", 1, 1)
-            await node.close()
-
-    async def test_a_replica_is_not_used(self, valkey, new_node):
-        with Valkey() as replica:
-            replica.command("REPLICAOF", "127.0.0.1", valkey.port)
-            node, _ = await new_node(replica.url)
-            assert not node.health().ok
-            assert "replica" in node.health().detail
-            replica.promote()
-            await up(node)
-            await node.close()
-
-    async def test_databases_do_not_meet(self, valkey, new_node):
-        (a, _), (b, sink_b), (c, sink_c) = [await new_node(f"{valkey.url}/{db}") for db in (1, 2, 1)]
-        for node in (b, c):
-            await done(node.subscribe("c", LONG))
-        await publish(a, "c", 1, 1)
-        await done(a.publish("c", b"2"))
-        await settle(a, b, c)
-        assert sink_b.log == []
-        assert sink_c.payloads("c") == [b"1", b"2"]
+pytestmark = pytest.mark.broker
 
 
 class TestBroker:
@@ -350,24 +216,6 @@ class TestBroker:
         with pytest.raises(Unavailable):
             await done(node.publish("c", b"0", history=LONG))
         check_contiguous(await publish(node, "c", 1, 2))
-
-
-class TestReplicas:
-    async def test_an_answer_means_that_they_have_it_too(self, valkey, new_node):
-        with Valkey() as replica:
-            replica.command("REPLICAOF", "127.0.0.1", valkey.port)
-            await until(lambda: replica.info("replication").get("master_link_status") == "up")
-            node, sink = await new_node(valkey.url, replicas=1)
-            await done(node.subscribe("c", LONG))
-            results = [node.publish("c", b"%d" % number, history=LONG) for number in range(1, 50)]
-            check_contiguous([(await done(result)).position for result in results])
-            assert sink.payloads("c") == numbers(1, 49)
-            replica.pause()
-            with pytest.raises(OutcomeUnknown, match="0 of 1"):
-                await done(node.publish("c", b"50", history=LONG, key="k"))
-            replica.resume()
-            assert (await done(node.publish("c", b"50", history=LONG, key="k"))).duplicate
-            await node.close()
 
 
 class TestBus:
@@ -569,53 +417,6 @@ class TestNetwork:
         assert sink_a.losses == []
 
 
-class TestMembers:
-    async def test_a_node_that_is_gone_is_dropped_and_is_back_when_it_is(self, valkey, proxied, new_node):
-        (a, _), (b, sink_b), (c, sink_c) = [await new_node(url) for url in (proxied.url, valkey.url, valkey.url)]
-        for node in (b, c):
-            await done(node.subscribe("c"))
-        a.join("c", "ann", b"1")
-        c.join("c", "cem", None)
-        await settle(a, b, c)
-        assert sink_b.members["c"] == {"ann": b"1", "cem": None}
-        proxied.cut()
-        await until(lambda: sink_b.members["c"] == {"cem": None} and sink_c.members["c"] == {})
-        a.join("c", "eve", None)
-        late, sink_late = await new_node(valkey.url)
-        await done(late.subscribe("c"))
-        assert sink_late.members["c"] == {"cem": None}
-        proxied.resume()
-        await up(a, b, c, late)
-        await until(lambda: sink_b.members["c"] == {"ann": b"1", "cem": None, "eve": None})
-        await until(lambda: sink_late.members["c"] == sink_b.members["c"])
-
-    async def test_members_are_there_for_as_long_as_their_node(self, valkey, new_node):
-        (a, _), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
-        a.join("c", "ann", None)
-        await settle(a, b)
-        await asyncio.sleep(1.6)  # longer than what is written stays by itself
-        await done(b.subscribe("c"))
-        assert sink_b.members["c"] == {"ann": None}
-        await a.close()
-        await settle(b)
-        assert sink_b.members["c"] == {}
-        await b.close()
-        left = [key for key in valkey.command("KEYS", "*") if b":e" not in key]
-        assert left == []
-
-    async def test_what_was_told_while_nobody_heard_is_read(self, valkey, new_node):
-        (a, _), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
-        await done(b.subscribe("c"))
-        a.join("c", "ann", None)
-        await settle(a, b)
-        arrived, b._servers.thread._take = b._servers.thread._take, lambda *_: None
-        a.join("c", "bob", None)
-        await asyncio.sleep(0.05)
-        b._servers.thread._take = arrived
-        a.leave("c", "ann")
-        await until(lambda: sink_b.members["c"] == {"bob": None})
-
-
 async def test_close_while_everything_fails(valkey, proxied, new_node):
     node, sink = await new_node(proxied.url)
     await done(node.subscribe("c", LONG))
@@ -629,135 +430,3 @@ async def test_close_while_everything_fails(valkey, proxied, new_node):
         with contextlib.suppress(Unavailable, OutcomeUnknown):
             await result
     assert sink.payloads("c") == []
-
-
-class TestSentinel:
-    async def test_the_new_primary_is_found_after_a_failover(self, valkey, new_node):
-        with Valkey() as replica:
-            replica.follow(valkey)
-            with Valkey(sentinel_of=("street", valkey.port)) as sentinel:
-                wait_until(lambda: sentinel_replicas(sentinel) > 0)
-                url = f"redis+sentinel://127.0.0.1:{sentinel.port}/street"
-                (a, sink_a), (b, _) = await new_node(url), await new_node(url)
-                await done(a.subscribe("c", LONG))
-                old = await publish(b, "c", 1, 3)
-                await settle(a, b)
-                valkey.kill()
-                await until(lambda: not a.health().ok)
-                await until(lambda: a.health().ok and b.health().ok, 20)
-                assert a._servers.all[0].address.port == replica.port
-                new = await publish(b, "c", 4, 5)
-                await settle(a, b)
-                assert sink_a.payloads("c") == numbers(1, 5)
-                assert "c" in sink_a.losses
-                assert new[0].epoch != old[0].epoch
-                for node in (a, b):
-                    await node.close()
-
-    async def test_a_service_that_no_sentinel_knows_is_said(self, valkey, new_node):
-        with Valkey(sentinel_of=("street", valkey.port)) as sentinel:
-            node, _ = await new_node(f"redis+sentinel://127.0.0.1:{sentinel.port}/other")
-            assert "'other'" in node.health().detail
-            await node.close()
-
-
-def sentinel_replicas(sentinel):
-    return len(sentinel.command("SENTINEL", "REPLICAS", "street"))
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    cluster = ValkeyCluster()
-    cluster.start()
-    yield cluster
-    cluster.close()
-
-
-def cluster_url(cluster):
-    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes)
-
-
-def slot_of(channel):
-    return binascii.crc_hqx(b"%d" % partition_of(channel), 0) % 16_384
-
-
-class TestCluster:
-    async def test_channels_are_spread_over_all_servers(self, cluster, new_node):
-        url = cluster_url(cluster)
-        (a, _), (b, sink) = await new_node(url), await new_node(url)
-        channels = [f"c{number}" for number in range(40)]
-        assert len({cluster.owner(slot_of(channel)).port for channel in channels}) == 3
-        await asyncio.gather(*(done(b.subscribe(channel, LONG)) for channel in channels))
-        for channel in channels:
-            a.join(channel, "ann", None)
-            await publish(a, channel, 1, 2)
-            await done(a.publish(channel, b"3"))
-            assert (await done(a.publish(channel, b"4", key="k"))) == (None, False)
-            assert (await done(a.publish(channel, b"4", key="k"))) == (None, True)
-        await settle(a, b)
-        for channel in channels:
-            assert sorted(sink.payloads(channel)) == numbers(1, 4)
-            assert sink.members[channel] == {"ann": None}
-        assert sink.losses == []
-        await a.close()
-        await until(lambda: not any(sink.members.values()))
-
-    async def test_a_slot_that_moves_is_followed(self, cluster, new_node):
-        url = cluster_url(cluster)
-        (a, sink_a), (b, sink_b) = await new_node(url), await new_node(url)
-        channel = "moving"
-        for node in (a, b):
-            await done(node.subscribe(channel, LONG))
-            await done(node.subscribe("still", LONG))
-        a.join(channel, "ann", None)
-        await publish(a, channel, 1, 3)
-        slot = slot_of(channel)
-        owner = cluster.owner(slot)
-        cluster.move(slot, next(node for node in cluster.nodes if node is not owner))
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                await publish(a, channel, 4, 4)
-                break
-            except Unavailable:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.02)
-        await up(a, b)
-        await publish(a, channel, 5, 6)
-        await publish(a, "still", 1, 2)
-        await settle(a, b)
-        for sink in (sink_a, sink_b):
-            assert sink.payloads(channel) == numbers(1, 6)
-            assert sink.payloads("still") == numbers(1, 2)
-            assert "still" not in sink.losses
-        await until(lambda: sink_b.members[channel] == {"ann": None})
-
-    async def test_without_one_server_the_others_go_on(self, cluster, new_node):
-        url = cluster_url(cluster)
-        for server in cluster.nodes:
-            server.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
-        (a, _), (b, sink) = await new_node(url), await new_node(url)
-        here = {cluster.owner(slot_of(name)).port: name for name in (f"d{number}" for number in range(40))}
-        for name in here.values():
-            await done(b.subscribe(name, LONG))
-        server = cluster.nodes[2]
-        server.kill()
-        try:
-            await until(lambda: not a.health().ok and not b.health().ok)
-            for port, name in here.items():
-                if port == server.port:
-                    with pytest.raises((Unavailable, OutcomeUnknown)):
-                        await done(a.publish(name, b"x", history=LONG))
-                else:
-                    await publish(a, name, 1, 2)
-            await until(
-                lambda: all(sink.payloads(name) == numbers(1, 2) for port, name in here.items() if port != server.port)
-            )
-        finally:
-            server.start()
-        await up(a, b)
-        name = here[server.port]
-        await publish(a, name, 3, 4)
-        await settle(a, b)
-        assert sink.payloads(name) == numbers(3, 4)
-        assert set(sink.losses) == {name}

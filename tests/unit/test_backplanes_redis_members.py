@@ -1,0 +1,65 @@
+"""Members in Redis, when nodes and the network fail: over a real Valkey server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.contract.bus import done
+from tests.contract.valkey import settle, until
+from tests.redis_harness import (  # noqa: F401 - fixtures
+    new_node_fixture,
+    proxied_fixture,
+    up,
+    valkey_fixture,
+)
+
+pytestmark = pytest.mark.broker
+
+
+class TestMembers:
+    async def test_a_node_that_is_gone_is_dropped_and_is_back_when_it_is(self, valkey, proxied, new_node):
+        (a, _), (b, sink_b), (c, sink_c) = [await new_node(url) for url in (proxied.url, valkey.url, valkey.url)]
+        for node in (b, c):
+            await done(node.subscribe("c"))
+        a.join("c", "ann", b"1")
+        c.join("c", "cem", None)
+        await settle(a, b, c)
+        assert sink_b.members["c"] == {"ann": b"1", "cem": None}
+        proxied.cut()
+        await until(lambda: sink_b.members["c"] == {"cem": None} and sink_c.members["c"] == {})
+        a.join("c", "eve", None)
+        late, sink_late = await new_node(valkey.url)
+        await done(late.subscribe("c"))
+        assert sink_late.members["c"] == {"cem": None}
+        proxied.resume()
+        await up(a, b, c, late)
+        await until(lambda: sink_b.members["c"] == {"ann": b"1", "cem": None, "eve": None})
+        await until(lambda: sink_late.members["c"] == sink_b.members["c"])
+
+    async def test_members_are_there_for_as_long_as_their_node(self, valkey, new_node):
+        (a, _), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
+        a.join("c", "ann", None)
+        await settle(a, b)
+        await asyncio.sleep(1.6)  # longer than what is written stays by itself
+        await done(b.subscribe("c"))
+        assert sink_b.members["c"] == {"ann": None}
+        await a.close()
+        await settle(b)
+        assert sink_b.members["c"] == {}
+        await b.close()
+        left = [key for key in valkey.command("KEYS", "*") if b":e" not in key]
+        assert left == []
+
+    async def test_what_was_told_while_nobody_heard_is_read(self, valkey, new_node):
+        (a, _), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
+        await done(b.subscribe("c"))
+        a.join("c", "ann", None)
+        await settle(a, b)
+        arrived, b._servers.thread._take = b._servers.thread._take, lambda *_: None
+        a.join("c", "bob", None)
+        await asyncio.sleep(0.05)
+        b._servers.thread._take = arrived
+        a.leave("c", "ann")
+        await until(lambda: sink_b.members["c"] == {"bob": None})
