@@ -367,8 +367,8 @@ def options_of(parsed: argparse.Namespace, environment: Mapping[str, str], serve
         value = getattr(parsed, setting.name)
         if value is None:
             value = _from_environment(setting, environment, serve)
-        elif parsed.application is not None and setting in _READY:
-            serve.error(f"{setting.option}: {parsed.application} says that itself; it is for a server without one")
+        elif "application" in given and setting in _READY:
+            serve.error(f"{setting.option}: {given['application']} says that itself; it is for a server without one")
         if value is not None:
             given[setting.name] = value
     if given.pop("no_guests", False):

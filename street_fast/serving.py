@@ -315,6 +315,7 @@ class Serving:
         self._realtimes = _realtimes_of(http)
         self._operations = Operations(self._realtimes[0]) if self._realtimes else None
         self._ops_http: HttpServer | None = None
+        self._listens = False
         self._closing: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
@@ -335,6 +336,7 @@ class Serving:
         if self._ops_http is not None:
             assert options.ops_port is not None
             await self._ops_http.listen(options.ops_host, options.ops_port)
+        self._listens = True
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -385,6 +387,8 @@ class Serving:
 
     async def _close(self) -> None:
         http = self._http
+        if self._fellows is None and self._listens:
+            logger.info("it ends, within %g s; a second signal does not wait", self._options.drain_timeout)
         await http.hand_over()
         try:
             await asyncio.wait_for(http.close(), self._options.drain_timeout + _CLOSING_S)

@@ -211,6 +211,7 @@ class Supervisor:
             for process in self._processes:
                 process.signal(signal.SIGKILL)
             return
+        logger.info("the workers end, within %g s; a second signal does not wait", self._options.drain_timeout)
         self._stopping = True
         self._stop.set()
 

@@ -157,6 +157,13 @@ def test_the_environment_counts_less_than_the_command_line(
     ]
 
 
+def test_an_application_of_the_environment_is_one(
+    served: list[Options], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREET_FAST_APPLICATION", "app:realtime")
+    assert "--api-key: app:realtime says that itself" in refused(capsys, "serve", "--api-key", "x" * 16)
+
+
 def test_what_kubernetes_says_of_a_service_of_this_name_is_no_port(
     served: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
