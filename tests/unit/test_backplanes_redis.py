@@ -430,3 +430,29 @@ async def test_close_while_everything_fails(valkey, proxied, new_node):
         with contextlib.suppress(Unavailable, OutcomeUnknown):
             await result
     assert sink.payloads("c") == []
+
+
+async def test_what_needs_no_answer_waits_for_what_does(valkey, new_node):
+    (a, sink_a), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
+    for node in (a, b):
+        await done(node.subscribe("c"))
+    results = []
+    for number in range(1, 31):
+        results.append(a.publish("c", b"%d" % number, key=f"{number}" if number % 3 else None))
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    for result in results:
+        await done(result)
+    await settle(a, b)
+    assert sink_a.payloads("c") == sink_b.payloads("c") == numbers(1, 30)
+
+
+async def test_who_reads_when_it_is_closed_is_told(valkey, proxied, new_node):
+    node, _ = await new_node(proxied.url)
+    proxied.pause()
+    reads = [asyncio.ensure_future(done(node.read("c", LONG, since=None, limit=1))) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    await node.close()
+    for read in reads:
+        with pytest.raises(Unavailable):
+            await read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -51,6 +52,27 @@ class TestMembers:
         await b.close()
         left = [key for key in valkey.command("KEYS", "*") if b":e" not in key]
         assert left == []
+
+    async def test_a_process_that_stood_still_is_there_when_it_goes_on(self, valkey, new_node):
+        (a, sink_a), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
+        for node in (a, b):
+            await done(node.subscribe("c"))
+            node.join("c", f"of {node is a}", None)
+        await settle(a, b)
+        told = []
+        for sink in (sink_a, sink_b):
+            sink.members_changed = lambda *args: told.append(args)
+        end = time.monotonic() + 1.5  # longer than a node lives without a beat
+        while time.monotonic() < end:
+            pass
+        await asyncio.sleep(1.0)
+        await settle(a, b)
+        assert told == []
+        assert [node.stats()["reconnects"] for node in (a, b)] == [0, 0]
+        assert sink_a.losses == sink_b.losses == []
+        late, sink_late = await new_node(valkey.url)
+        await done(late.subscribe("c"))
+        assert sink_late.members["c"] == {"of True": None, "of False": None}
 
     async def test_what_was_told_while_nobody_heard_is_read(self, valkey, new_node):
         (a, _), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import logging
+import ssl
 import time
 
 import pytest
@@ -13,7 +14,8 @@ from street_fast.backplanes import OutcomeUnknown, Unavailable
 from street_fast.backplanes.redis import RedisBackplane
 from street_fast.backplanes.redis_scripts import partition_of
 from street_fast.errors import ConfigurationError
-from tests.brokers import Valkey, ValkeyCluster, wait_until
+from street_fast.limits import Limits
+from tests.brokers import Proxy, Valkey, ValkeyCluster, wait_until
 from tests.contract.bus import done
 from tests.contract.valkey import settle, until
 from tests.redis_harness import (  # noqa: F401 - fixtures
@@ -123,6 +125,55 @@ class TestConnecting:
         assert sink_c.payloads("c") == [b"1", b"2"]
 
 
+class TestTls:
+    async def test_a_certificate_that_is_trusted(self, valkey, new_node, certificate, tmp_path):
+        authority = tmp_path / "authority.pem"
+        authority.write_text("".join(ssl.DER_cert_to_PEM_cert(der) for der in certificate.client.get_ca_certs(True)))
+        with Proxy(valkey.port, certificate.server) as proxy:
+            url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={authority}"
+            (a, sink), (b, _) = await new_node(url), await new_node(url)
+            assert a.health().ok
+            await done(a.subscribe("c", LONG))
+            await publish(b, "c", 1, 3)
+            await settle(a, b)
+            assert sink.payloads("c") == numbers(1, 3)
+            for node in (a, b):
+                await node.close()
+
+    async def test_one_that_is_not(self, valkey, new_node, certificate):
+        with Proxy(valkey.port, certificate.server) as proxy:
+            node, _ = await new_node(f"rediss://127.0.0.1:{proxy.port}")
+            assert not node.health().ok
+            assert "certificate" in node.health().detail.lower()
+            await node.close()
+
+
+class TestIdentity:
+    async def test_a_server_that_is_another_one_without_anybody_noticing(self, new_node):
+        """As after a promotion between two probes, when nobody has written meanwhile."""
+        with Valkey(enable_debug_command="yes") as valkey:
+            limits = Limits(backplane_probe_s=60.0)
+            (a, sink_a), (b, _) = [await new_node(valkey.url, limits=limits) for _ in range(2)]
+            await done(a.subscribe("c", LONG))
+            old = await publish(b, "c", 1, 2)
+            valkey.command("DEBUG", "CHANGE-REPL-ID")
+            c, _ = await new_node(valkey.url, limits=limits)  # it knows
+            new = await publish(c, "c", 3, 4)
+            with pytest.raises(Unavailable, match="STALE"):
+                await publish(b, "c", 5, 5)
+            await until(lambda: b.health().ok)
+            new += await publish(b, "c", 5, 5)
+            check_contiguous(new)
+            assert new[0].epoch != old[0].epoch
+            await until(lambda: "c" in sink_a.losses)
+            await up(a, b, c)
+            await publish(c, "c", 6, 6)
+            await settle(a, b, c)
+            assert sink_a.payloads("c")[-1] == b"6"
+            for node in (a, b, c):
+                await node.close()
+
+
 class TestReplicas:
     async def test_an_answer_means_that_they_have_it_too(self, valkey, new_node):
         with Valkey() as replica:
@@ -191,6 +242,19 @@ class TestCluster:
         assert sink.losses == []
         await a.close()
         await until(lambda: not any(sink.members.values()))
+
+    async def test_given_up_and_taken_up_again_at_once(self, cluster, new_node):
+        url = cluster_url(cluster)
+        (a, _), (b, sink) = await new_node(url), await new_node(url)
+        for turn in range(5):
+            await done(b.subscribe("again", LONG))
+            await publish(a, "again", turn + 1, turn + 1)
+            await settle(a, b)
+            b.unsubscribe("again")
+            await asyncio.sleep(0)
+        assert sink.payloads("again") == numbers(1, 5)
+        assert sink.losses == []
+        assert b.stats()["reconnects"] == 0
 
     async def test_a_slot_that_moves_is_followed(self, cluster, new_node):
         url = cluster_url(cluster)
