@@ -132,8 +132,8 @@ class Link:
             return
         self.flush()
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+        self.tried.set()
         self._drop_requests()
         if self._sweep is not None:
             self._sweep.cancel()
@@ -265,9 +265,10 @@ class Link:
 
     async def _run(self) -> None:
         wait_s = _FIRST_WAIT_S
-        while True:
+        while self._task is not None:  # nats-py, and wait_for of old Pythons, may swallow that this is cancelled
             client = _Client(self._take)
             transport: Any = None
+            reason = ""
             try:
                 self._ended = self._loop.create_future()
                 await client.connect(
@@ -287,8 +288,9 @@ class Link:
                 assert client._reading_task is not None
                 client._reading_task.add_done_callback(functools.partial(_end, self._ended))
                 wait_s = _FIRST_WAIT_S
-                self._begin(client, transport)
-                reason = await asyncio.shield(self._ended)
+                if self._task is not None:
+                    self._begin(client, transport)
+                    reason = await asyncio.shield(self._ended)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
@@ -297,6 +299,8 @@ class Link:
                 )
             finally:
                 await self._finish(client, transport)
+            if self._task is None:
+                return
             self._note(reason)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - it spreads reconnects
             wait_s = min(wait_s * 2, _MOST_WAIT_S)

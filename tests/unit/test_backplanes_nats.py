@@ -16,6 +16,7 @@ import shutil
 import time
 
 import pytest
+import trustme
 
 from street_fast.backplanes import History, OutcomeUnknown, Position, Publication, Published, Unavailable
 from street_fast.backplanes import nats_history as histories
@@ -282,9 +283,47 @@ class TestServerThatGoesAway:
             await result
         own_server.resume()
 
+    @pytest.mark.both_loops
+    async def test_a_node_may_be_closed_at_any_moment(self, own_server):
+        seed = random.randrange(2**32)
+        print(f"seed {seed}")
+        dice = random.Random(seed)
+        before = asyncio.all_tasks()
+        for number in range(60):
+            node = NatsBackplane(own_server.url, limits=QUICK)
+            start = asyncio.ensure_future(node.start(Recorder()))
+            await asyncio.sleep(dice.random() * 0.004)
+            for _ in range(2):
+                if number % 2 and node._link._transport is not None:
+                    node._link._transport.abort()
+                for _ in range(dice.randrange(12)):
+                    await asyncio.sleep(0)
+            await asyncio.wait_for(node.close(), 5.0)
+            await start
+        await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == before
+
 
 @pytest.mark.broker
 class TestServerThatRefuses:
+    async def test_over_tls_who_is_not_trusted_is_left(self, new_node, tmp_path, monkeypatch):
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        tls = f"tls {{ cert_file: {tmp_path}/cert.pem, key_file: {tmp_path}/key.pem }}"
+        with ConfiguredNats(
+            f"{tls}\njetstream {{ store_dir: STORE }}\nauthorization {{ user: u, password: p }}"
+        ) as nats:
+            url = f"tls://u:p@127.0.0.1:{nats.port}"
+            stranger, _ = await new_node(url)
+            assert "certificate" in stranger.health().detail.lower()
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+            node, _ = await new_node(url)
+            assert node.health().ok
+            assert (await publish(node, "c", b"1", history=HISTORY))[0].offset == 1
+
     async def test_wrong_credentials_are_told_and_not_shown(self, new_node, caplog):
         with ConfiguredNats("authorization { token: right }\njetstream { store_dir: STORE }") as nats:
             with caplog.at_level(logging.INFO, "street_fast"):
