@@ -74,6 +74,12 @@ def check_contiguous(positions):
         assert (after.epoch, after.offset) == (before.epoch, before.offset + 1)
 
 
+async def down(*nodes):
+    """Until they know that they are cut off."""
+    await until(lambda: not any(node.health().ok for node in nodes))
+
+
 async def up(*nodes):
+    """Until they are connected, and all has come that was sent before."""
     await until(lambda: all(node.health().ok for node in nodes))
     await settle(*nodes)

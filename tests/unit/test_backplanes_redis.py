@@ -18,6 +18,7 @@ from tests.contract.valkey import settle, until
 from tests.redis_harness import (  # noqa: F401 - fixtures
     LONG,
     check_contiguous,
+    down,
     new_node_fixture,
     numbers,
     proxied_fixture,
@@ -39,7 +40,7 @@ class TestBroker:
         old = await publish(a, "kept", 1, 5)
         await settle(a, b)
         valkey.kill()
-        await until(lambda: not a.health().ok and not b.health().ok)
+        await down(a, b)
         with pytest.raises((Unavailable, OutcomeUnknown)):
             await done(a.publish("kept", b"refused", history=LONG))
         await done(a.publish("live", b"here"))
@@ -72,6 +73,7 @@ class TestBroker:
         await settle(a, b)
         assert sink_a.payloads("c") == numbers(1, 6)
         valkey.kill()
+        await down(a, b)
         valkey.start()
         await up(a, b)
         if durable:
@@ -91,6 +93,7 @@ class TestBroker:
             await done(a.subscribe("c", LONG))
             positions = await publish(b, "c", 1, 3)
             valkey.kill()
+            await down(a, b)
             valkey.start()
             await up(a, b)
             positions += await publish(b, "c", 4, 6)
@@ -167,7 +170,7 @@ class TestBroker:
         valkey.pause()
         with pytest.raises((OutcomeUnknown, Unavailable)):
             await done(b.publish("c", b"unknown", history=LONG, key="k"))
-        await until(lambda: not a.health().ok and not b.health().ok)
+        await down(a, b)
         valkey.resume()
         await up(a, b)
         await done(b.publish("c", b"unknown", history=LONG, key="k"))
