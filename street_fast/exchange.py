@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from street_fast.backplanes import Backplane
     from street_fast.hub import ChannelHub
     from street_fast.limits import Limits
+    from street_fast.node_calls import NodeCalls
     from street_fast.recovery import CatchUp
 
 __all__ = ["Exchange", "HistoryRules"]
@@ -115,7 +116,9 @@ class Exchange(Outlet):
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
         self._follow = follow
-        self._is_checked = False  # whether what is delivered may come from anybody who reaches a broker
+        self._calls: NodeCalls | None = None
+        self.has_nodes = False
+        """Whether there may be other nodes; then what is delivered may come from anybody who reaches the broker."""
         self.refused = 0
         """What other nodes sent and is not what a Realtime sends."""
         self.unavailable = 0
@@ -139,9 +142,11 @@ class Exchange(Outlet):
         """Begins with the backplane."""
         await self.backplane.start(self)
         is_alone = type(self.backplane) is MemoryBackplane
-        self._is_checked = not is_alone
+        self.has_nodes = not is_alone
         if not is_alone:
             self.channel_opened(_ORDERS)
+            if self._calls is not None:
+                self.channel_opened(self._calls.channel)
         self.begin(LoopContext.of().time, is_alone)
 
     async def close(self) -> None:
@@ -154,6 +159,10 @@ class Exchange(Outlet):
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         self.hub.watcher = None
         await self.backplane.close()
+
+    def answer(self, calls: NodeCalls) -> None:
+        """Has `calls` hear what other nodes ask, from `start` on."""
+        self._calls = calls
 
     def tell_nodes(self, order: Order) -> None:
         """Has the other nodes do the same with their clients, as far as they can be reached now."""
@@ -231,7 +240,7 @@ class Exchange(Outlet):
         """Something was published."""
         self.delivered += 1
         payload, position, skip_id = published
-        if self._is_checked and not is_publication(payload, channel):
+        if self.has_nodes and not is_publication(payload, channel):
             self._not_ours(channel, "a message")
             return
         if position is None:
@@ -297,6 +306,8 @@ class Exchange(Outlet):
         try:
             if channel == _ORDERS:
                 self._follow(decode_node_message(payload, Order))
+            elif self._calls is not None and channel == self._calls.channel:
+                self._calls.arrive(payload)
             else:
                 typist = decode_node_message(payload, Typist)
                 self.hub.set_typing_elsewhere(channel, typist.member_id, typist.typing)

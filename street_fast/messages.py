@@ -34,11 +34,14 @@ __all__ = [
     "MalformedMessage",
     "Message",
     "NewPublication",
+    "NodeAnswer",
+    "NodeCall",
     "Order",
     "Typist",
     "decode",
     "decode_data",
     "decode_envelope",
+    "decode_node_call",
     "decode_node_message",
     "decode_whole",
     "decoder_for",
@@ -357,6 +360,35 @@ class Order(msgspec.Struct, gc=False, rename="camel"):
     reason: str
     channel: str | None = None
     code: Annotated[int, msgspec.Meta(ge=1_000, le=4_999)] = 1_008
+
+
+class NodeCall(msgspec.Struct, gc=False, tag="call"):
+    """What a node asks another one to do, for a connection that is there: what its client has sent."""
+
+    number: int
+    sender: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
+    connection: str
+    body: str
+
+
+class NodeAnswer(msgspec.Struct, tag="answer"):
+    """What became of a NodeCall: done, or the error as HTTP has it."""
+
+    number: int
+    status: int = 204
+    error: tuple[str, str] | None = None
+    headers: list[tuple[str, str]] = []
+
+
+_node_call_decoder: msgspec.json.Decoder[NodeCall | NodeAnswer] = msgspec.json.Decoder(NodeCall | NodeAnswer)
+
+
+def decode_node_call(data: bytes) -> NodeCall | NodeAnswer:
+    """One of the two that came as JSON. Raises MalformedMessage."""
+    try:
+        return _node_call_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise MalformedMessage(str(error)) from None
 
 
 def decode_node_message(data: bytes, kind: type[_NodeMessage]) -> _NodeMessage:

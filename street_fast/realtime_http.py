@@ -33,6 +33,7 @@ from street_fast.errors import CloseCode, ConnectionClosed, HandshakeRefused
 from street_fast.handshake import check_origin
 from street_fast.integrations import add_routes
 from street_fast.messages import Envelope, MalformedMessage, decode, error_message
+from street_fast.node_calls import NodeCalls
 from street_fast.rates import ABUSIVE_REASON, DROPPED_MESSAGE, Rates, Verdict
 from street_fast.refusals import BEARER, Refused, checked_text, decoded
 from street_fast.request import Request, Response
@@ -72,6 +73,8 @@ class RealtimeHttp:
         self._clock = clock
         self._context: StreamContext | None = None
         self._peers: dict[str, SsePeer] = {}
+        self._calls = NodeCalls(self._signal, self._do, realtime.limits.backplane_timeout_s)
+        realtime.exchange.answer(self._calls)
         self._draining = False
         self._all_gone: asyncio.Event | None = None
 
@@ -144,7 +147,14 @@ class RealtimeHttp:
         if request.method == "HEAD":
             return SseStream(headers=cors)
         positions = positions_of(request, channels)
-        peer = SsePeer(self._rates, self._time, positions=positions, headers=cors, limits=self._limits)
+        peer = SsePeer(
+            self._rates,
+            self._time,
+            node=self._calls.node,
+            positions=positions,
+            headers=cors,
+            limits=self._limits,
+        )
         try:
             session = peer.session = self._realtime.open(peer, member, self._limits.sse_ping_interval_s)
         except ValueError as error:
@@ -223,18 +233,36 @@ class RealtimeHttp:
 
     # --- POST send ---
 
-    def send(self, request: Request) -> Response:
-        """Handler: what the client of a stream sends."""
+    def send(self, request: Request) -> Response | Awaitable[Response]:
+        """Handler: what the client of a stream sends, be the stream here or on another node."""
         cors: Pairs = []
         try:
             cors = self._check_origin(request)
-            peer = self._peers.get(request.query.get("connection", ""))
-            if peer is None or peer.closed:
-                raise Refused("bad_request", "there is no such connection here; open another one", 404)
-            self._take(peer, self._split(request.body))
+            connection = request.query.get("connection", "")
+            node = self._calls.node_of(connection)
+            if node is not None and self._realtime.exchange.has_nodes:
+                return self._send_on(node, connection, request.body, cors)
+            self._do(connection, request.body)
         except Refused as refused:
             return refused.response(cors)
-        return Response(204, headers=[("Cache-Control", "no-store"), *cors])
+        return _sent(cors)
+
+    async def _send_on(self, node: str, connection: str, body: bytes, cors: Pairs) -> Response:
+        try:
+            await self._calls.ask(node, connection, body)
+        except Refused as refused:
+            return refused.response(cors)
+        return _sent(cors)
+
+    def _signal(self, channel: str, payload: bytes) -> None:
+        self._realtime.exchange.backplane.signal(channel, payload)
+
+    def _do(self, connection: str, body: bytes) -> None:
+        """Takes what the client of one of the streams here has sent. Raises Refused."""
+        peer = self._peers.get(connection)
+        if peer is None or peer.closed:
+            raise Refused("bad_request", "there is no such connection here; open another one", 404)
+        self._take(peer, self._split(body))
 
     def _split(self, body: bytes) -> list[tuple[Envelope, int]]:
         """The envelopes of a body, one or several, and the size of each."""
@@ -319,6 +347,10 @@ class RealtimeHttp:
         if "*" not in allowed:
             headers.append(("Access-Control-Allow-Credentials", "true"))
         return headers
+
+
+def _sent(cors: Pairs) -> Response:
+    return Response(204, headers=[("Cache-Control", "no-store"), *cors])
 
 
 def _handle(peer: SsePeer, envelope: Envelope) -> Any:

@@ -38,8 +38,9 @@ _UNKNOWN = str(Position.start_of("-"))  # for what is no position: no history ha
 class SsePeer(SseStream):
     """The connection of a client that has an event stream.
 
-    `positions` are the channels that the client has named in its request, and where it is in each. If it is one, its
-    position alone is the id, as long as the client has no other.
+    The id of the connection begins with the name of its `node`. `positions` are the channels that the client has named
+    in its request, and where it is in each. If it is one, its position alone is the id of an event, as long as the
+    client has no other.
     """
 
     heartbeat = b': ping\ndata: {"type":"ping"}\n\n'
@@ -54,11 +55,13 @@ class SsePeer(SseStream):
         rates: Rates,
         time: Callable[[], float],
         *,
+        node: str,
         positions: dict[str, str | None],
         headers: Iterable[tuple[str, str]],
         limits: Limits,
     ) -> None:
         super().__init__(headers=headers, limits=limits)
+        self.id = f"{node}.{self.id}"
         self._rates = rates
         self._time = time
         self._single = next(iter(positions)) if len(positions) == 1 else None

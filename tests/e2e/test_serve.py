@@ -100,6 +100,12 @@ async def ask(port: int, path: str, pause_s: float = 0.0) -> str:
         writer.close()
 
 
+def send(port: int, connection: str, body: object) -> None:
+    url = f"http://127.0.0.1:{port}/realtime/send?connection={connection}"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=10) as answer:
+        assert answer.status == 204
+
+
 async def publish(port: int, channel: str, data: object) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/realtime/publish",
@@ -150,6 +156,17 @@ async def test_workers_hear_each_other_and_one_may_die(start: Start) -> None:
         told: list[object] = [*range(len(clients))]
         await until(lambda: all(mine == told for mine in seen))
         assert (await clients[0].presence("room")).count == len(clients)
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", program.port)
+        writer.write(b"GET /realtime/sse?channel=room HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        stream = re.search(rb'"welcome","data":{"id":"([^"]+)"', await reader.readuntil(b'"type":"subscribed"'))
+        assert stream is not None
+        for number in range(50, 60):  # whichever worker the kernel chooses
+            body = {"type": "publish", "channel": "room", "data": number}
+            await asyncio.to_thread(send, program.port, stream[1].decode(), body)
+            told.append(number)
+        await until(lambda: all(mine == told for mine in seen))
+        writer.close()
 
         before = workers(supervisor)
         os.kill(before[0], signal.SIGKILL)

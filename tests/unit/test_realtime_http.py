@@ -15,6 +15,7 @@ from street_fast.realtime import Realtime
 from street_fast.request import Response
 from street_fast.server import StreetWebSocketServer
 from street_fast.sse import SseStream
+from tests.contract.broker import BrokerBus
 from tests.http_harness import exchange, head, on_loop, parse, settle
 from tests.realtime_harness import Tokens, world_fixture
 from tests.sse_harness import StreamClient, ask, split
@@ -116,7 +117,7 @@ async def test_ids_of_connections_cannot_be_guessed(site):
     ids = {(await site.client()).stream.id for _ in range(20)}
     assert len(ids) == 20
     assert min(map(len, ids)) >= 22
-    assert len({ident[:6] for ident in ids}) == 20
+    assert len({ident.partition(".")[2][:6] for ident in ids}) == 20
 
 
 @pytest.mark.parametrize(
@@ -619,3 +620,30 @@ def test_over_http(on_loop):
     assert [answer.status for answer in answers] == [204, 200]
     types = [event.json["type"] for event in split(wire)[1].events]
     assert types == ["welcome", "subscribed", "reply", "message", "close"]
+
+
+async def test_what_a_client_sends_may_come_to_another_node(site):
+    bus = BrokerBus()
+    here, there = [await site(backplane=bus.node()) for _ in range(2)]
+    client = await here.client("channel=room")
+
+    async def post(connection, body):
+        asked = there.post(connection, body)
+        task = asyncio.ensure_future(asked)
+        for _ in range(20):
+            await bus.settle()
+            await asyncio.sleep(0)
+        return await task
+
+    await bus.settle()
+    assert (await post(client, {"type": "publish", "channel": "room", "data": 5, "id": 1})).status == 204
+    await bus.settle()
+    assert {envelope["type"] for envelope in await client.take()} == {"message", "reply"}
+    assert there.refused(await post(client, b"{")) == (400, "bad_request")
+    gone = f"{client.stream.id}x"
+    assert there.refused(await post(gone, {"type": "ping"})) == (404, "bad_request")
+    assert here.refused(here.post(gone, {"type": "ping"})) == (404, "bad_request")
+    await client.leave()
+    for each in (here, there):
+        await each.world.realtime.close()
+    await bus.close()
