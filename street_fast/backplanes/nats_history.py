@@ -64,6 +64,7 @@ _WRONG_SEQUENCE = (10071, 10164)
 _NAME_IN_USE = 10058
 _STREAM_NOT_FOUND = 10059
 _SAME_KEY_IN_PROCESS = 10158
+_NO_ROOM = (10002, 10023, 10028, 10047)
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _BATCH = re.compile(rb"S1 b((?: (?:0|[1-9][0-9]{0,7})){1,512})")
@@ -318,16 +319,21 @@ class Histories:
     async def _make(self, stream: _Stream) -> None:
         """Make the stream, or see that it is there."""
         answer = _Answer()
-        for verb in ("CREATE", "UPDATE"):
-            began = asyncio.get_running_loop().time()
-            try:
-                answer = await self._api(f"STREAM.{verb}.{stream.name}", stream.config)
-            except OutcomeUnknown as error:
-                raise Unavailable(str(error)) from None
-            if answer.error is None:
-                stream.ahead_s = _time(answer.ts) - (began + asyncio.get_running_loop().time()) / 2
-                return
-            if answer.error.err_code != _NAME_IN_USE:
+        # What a stream may have is reserved for it. Of a small disk it gets what there is.
+        unbounded = {name: value for name, value in stream.config.items() if name != "max_bytes"}
+        for config in (stream.config, unbounded):
+            for verb in ("CREATE", "UPDATE"):
+                began = asyncio.get_running_loop().time()
+                try:
+                    answer = await self._api(f"STREAM.{verb}.{stream.name}", config)
+                except OutcomeUnknown as error:
+                    raise Unavailable(str(error)) from None
+                if answer.error is None:
+                    stream.ahead_s = _time(answer.ts) - (began + asyncio.get_running_loop().time()) / 2
+                    return
+                if answer.error.err_code != _NAME_IN_USE:
+                    break
+            if answer.error is None or answer.error.err_code not in _NO_ROOM:
                 break
         assert answer.error is not None
         raise self._trouble(f"the stream {stream.name}: {answer.error.description}")

@@ -336,11 +336,8 @@ class TestServerThatRefuses:
             assert right.health().ok
             await publish(right, "c", b"1", history=HISTORY)
 
-    @pytest.mark.parametrize(
-        "config", ["", "jetstream { store_dir: STORE, max_file_store: 1MB }"], ids=["no JetStream", "no room"]
-    )
-    async def test_without_jetstream_what_is_live_goes_on(self, new_node, config):
-        with ConfiguredNats(config) as nats:
+    async def test_without_jetstream_what_is_live_goes_on(self, new_node):
+        with ConfiguredNats("") as nats:
             (a, sink_a), (b, sink_b) = [await new_node(nats.url) for _ in range(2)]
             for node in (a, b):
                 await done(node.subscribe("live"))
@@ -369,6 +366,33 @@ class TestServerThatRefuses:
             await publish(a, "c", b"2", history=HISTORY)
             await settle(a, b)
             assert sink_a.payloads("c") == sink_b.payloads("c") == [b"2"]
+
+    async def test_a_full_disk_is_told(self, new_node):
+        with ConfiguredNats("jetstream { store_dir: STORE, max_file_store: 1MB }") as nats:
+            (a, _), (b, sink_b) = [await new_node(nats.url) for _ in range(2)]
+            for node in (a, b):
+                await done(node.subscribe("c", HISTORY))
+                await done(node.subscribe("live"))
+            positions = []
+
+            async def fill():
+                while len(positions) < 100:
+                    positions.extend(await publish(a, "c", b"x" * 50_000, history=HISTORY))
+
+            with pytest.raises(Unavailable, match="JetStream: insufficient"):
+                await fill()
+            assert len(positions) > 10
+            assert not a.health().ok
+            await publish(a, "live", b"1")
+            await settle(a, b)
+            assert sink_b.payloads("live") == [b"1"]
+            assert [publication.position for publication in sink_b.publications("c")] == positions
+            page = await done(b.read("c", HISTORY, since=positions[-2], limit=9))
+            assert [publication.position for publication in page.publications] == positions[-1:]
+            await b._link.request(b"$JS.API.STREAM.PURGE.street_fast_h_100_100000", b'{"keep": 1}')
+            positions += await publish(a, "c", b"x" * 50_000, history=HISTORY)
+            assert contiguous(positions)
+            assert a.health().ok
 
     async def test_what_is_too_large_is_refused(self, new_node, prefix):
         node, sink = await new_node(server().url, prefix=prefix)
