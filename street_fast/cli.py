@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import street_fast
 from street_fast import logs
+from street_fast.application import import_application
 from street_fast.auth import ACTIONS
 from street_fast.backplanes import History
 from street_fast.backplanes.urls import without_password
+from street_fast.banner import tell
 from street_fast.errors import ConfigurationError, ListenError, StreetError
 from street_fast.handshake import check_allowed_origins
 from street_fast.http_server import check_path
 from street_fast.limits import MOST_SECONDS
 from street_fast.logs import LEVELS
+from street_fast.options import Allowed, CannotServe, Kept, Options
 from street_fast.runner import run
-from street_fast.serving import Allowed, CannotServe, Kept, Options, import_application, serve, tell
+from street_fast.serving import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from street_fast.serving import Options
+from street_fast.options import Options
 
 if TYPE_CHECKING:
     import socket

@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from street_fast.serving import CannotServe
+from street_fast.options import CannotServe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,6 @@ class LocalNats:
         self._guardian: asyncio.subprocess.Process | None = None
         self._pid = 0
         self._keeping: asyncio.Task[None] | None = None
-        self._closing = False
 
     @property
     def url(self) -> str:
@@ -102,7 +101,6 @@ class LocalNats:
 
     async def close(self) -> None:
         """Ends it, and removes its folder. Returns when it is gone."""
-        self._closing = True
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])

@@ -28,14 +28,16 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from street_fast import control
+from street_fast.banner import tell
 from street_fast.control import Begin, Channel, Failed, NeedBackplane, NeedMetrics, NeedSnapshot, Ready, Snapshot
 from street_fast.http_server import HttpServer
 from street_fast.listening import bind_tcp, bind_unix, listen_error, remove_unix
 from street_fast.local_nats import LocalNats, find_nats_server
 from street_fast.operations import metrics_response, ready_response
+from street_fast.options import CannotServe, Options
 from street_fast.process_stats import process_stats
 from street_fast.request import Request, Response
-from street_fast.serving import CannotServe, Options, tell, tls_context
+from street_fast.serving import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -114,7 +116,7 @@ class _Process:
         self.process = process
         self.channel = channel
         loop = asyncio.get_running_loop()
-        self.began = self.beat = loop.time()
+        self.beat = loop.time()
         self.became_ready: float | None = None
         self.ready: asyncio.Future[Ready | Failed | None] = loop.create_future()
         """What it said; None if it ended before."""

@@ -23,11 +23,13 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from street_fast import control, logs
+from street_fast.application import import_application
 from street_fast.control import Beat, Begin, Channel, Failed, NeedBackplane, NeedMetrics, Ready
 from street_fast.errors import ConfigurationError, ListenError
 from street_fast.memory_limit import share_memory
+from street_fast.options import CannotServe
 from street_fast.runner import run
-from street_fast.serving import CannotServe, Fellows, import_application, serve
+from street_fast.serving import Fellows, serve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ import pytest
 import street_fast
 from street_fast import cli
 from street_fast.cli import main
-from street_fast.serving import Allowed, Kept, Options
+from street_fast.options import Allowed, Kept, Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

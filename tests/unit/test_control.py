@@ -10,7 +10,7 @@ import pytest
 
 from street_fast import control
 from street_fast.control import Backplane, Beat, Begin, Channel, Failed, Metrics, NeedSnapshot, Ready, Snapshot
-from street_fast.serving import Options
+from street_fast.options import Options
 
 if TYPE_CHECKING:
     from street_fast.control import FromSupervisor, FromWorker

@@ -17,7 +17,7 @@ import pytest
 
 from street_fast import local_nats as module
 from street_fast.local_nats import LocalNats, find_nats_server
-from street_fast.serving import CannotServe
+from street_fast.options import CannotServe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,182 +1,32 @@
-"""What is served, and what is said of it: options, applications, TLS, operations, the end. In this process."""
+"""What is served: options, TLS, operations, workers, the end. In this process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
-import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from street_fast import Member, connect
-from street_fast.auth import ACTIONS
+from street_fast.application import import_application
 from street_fast.backplanes.memory import MemoryBackplane
 from street_fast.errors import ConfigurationError, ListenError
-from street_fast.serving import (
-    Allowed,
-    CannotServe,
-    Fellows,
-    Kept,
-    Options,
-    Serving,
-    import_application,
-    ready_realtime,
-    serve,
-    tell,
-    tls_context,
-)
+from street_fast.options import Allowed, CannotServe, Kept, Options
+from street_fast.serving import Fellows, Serving, ready_realtime, serve, tls_context
 from street_fast.session import Guest
+from tests.served import ask, port_of, written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Certificate
 
+__all__ = ["written"]  # a fixture
+
 KEY = "a key of other programs"
-
-
-@pytest.fixture
-def written(tmp_path: Path) -> Iterator[Callable[..., Options]]:
-    """`written(source, "made")`: options whose application is that attribute of a module with this source."""
-    path, modules = sys.path[:], set(sys.modules)
-    names = iter(f"application_{number}" for number in range(100))
-
-    def write(source: str, attribute: str = "realtime", **options: Any) -> Options:
-        name = next(names)
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
-        return Options(application=f"{name}:{attribute}", app_dir=str(tmp_path), port=0, **options)
-
-    yield write
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.startswith("application_"):
-            del sys.modules[name]
-
-
-async def ask(port: int, path: str) -> tuple[int, str]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
-    writer.close()
-    return int(head.split()[1]), body
-
-
-def port_of(serving: Serving) -> int:
-    facts = dict(serving.facts)
-    return int((facts.get("WebSocket") or facts["HTTP"]).split(":")[2].split("/")[0])
-
-
-# --- the application ---
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "from street_fast import Realtime\nrealtime = Realtime()",
-        "from street_fast import Realtime\ndef realtime(): return Realtime()",
-        "from street_fast import Realtime\nasync def realtime(): return Realtime()",
-        "from street_fast import Realtime\nclass realtime:\n    def __new__(cls): return Realtime()",
-        "from street_fast import HttpServer, Realtime\nrealtime = HttpServer()\nRealtime().attach(realtime)",
-    ],
-)
-async def test_an_application_of_any_kind(written: Callable[..., Options], source: str) -> None:
-    options = written(source)
-    serving = await serve(options, import_application(options))
-    async with connect(f"http://127.0.0.1:{port_of(serving)}/realtime") as client:
-        await client.publish("room", 1)
-    assert await ask(port_of(serving), "/readyz") == (200, '{"ready":true}')
-    await serving.close()
-
-
-async def test_an_application_without_a_realtime(written: Callable[..., Options]) -> None:
-    options = written(
-        """
-        from street_fast import HttpServer, StreetWebSocketServer
-        class Chat:
-            http = HttpServer()
-            http.get("/", lambda request: "hello")
-        """,
-        "Chat.http",
-    )
-    serving = await serve(options, import_application(options))
-    assert await ask(port_of(serving), "/") == (200, "hello")
-    assert [word for word, _ in serving.facts] == ["HTTP"]
-    assert serving.snapshot() == {"ready": 1, "reason": ""}
-    await serving.close()
-    assert serving.snapshot()["ready"] == 0
-
-
-async def test_an_application_may_have_a_path_of_operations_itself(written: Callable[..., Options]) -> None:
-    options = written(
-        """
-        from street_fast import HttpServer, Realtime
-        http = HttpServer()
-        http.get("/healthz", lambda request: "mine")
-        Realtime().attach(http)
-        """,
-        "http",
-    )
-    serving = await serve(options, import_application(options))
-    assert await ask(port_of(serving), "/healthz") == (200, "mine")
-    assert (await ask(port_of(serving), "/readyz"))[0] == 200
-    await serving.close()
-
-
-@pytest.mark.parametrize(
-    ("source", "sentence"),
-    [
-        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
-        ("import there_is_no_such_module", "cannot be imported: No module named 'there_is_no_such_module'"),
-        ("def (", "cannot be imported: SyntaxError: invalid syntax"),
-        ("raise SystemExit(3)", "ends the process while it is imported (SystemExit: 3)"),
-        ("realtimes = 1", "has no 'realtime'; did you mean 'realtimes'?"),
-        ("", "has no 'realtime'"),
-        ("realtime = 5", "is an int: must be a Realtime, an HttpServer, or a function that returns one"),
-        (
-            "from street_fast import StreetWebSocketServer\nrealtime = StreetWebSocketServer()",
-            "; attach it to an HttpServer, with its handler, and name that one",
-        ),
-        (
-            "import fastapi\nrealtime = fastapi.FastAPI()",
-            "is a FastAPI: must be a Realtime, an HttpServer, or a function that returns one; run it with its own "
-            "server, and attach a Realtime to that",
-        ),
-        ("def realtime(): return 1 / 0", "() failed: ZeroDivisionError: division by zero"),
-        ("def realtime(needed): pass", "() failed: TypeError: realtime() missing 1 required positional argument"),
-        ("def realtime(): pass", "() returned None: must be a Realtime, an HttpServer, or a function"),
-        ("async def realtime(): return 5", "() returned an int: must be"),
-    ],
-)
-async def test_an_application_that_cannot_be_served(
-    written: Callable[..., Options], tmp_path: Path, source: str, sentence: str
-) -> None:
-    options = written(source)
-    with pytest.raises(CannotServe) as caught:
-        await serve(options, import_application(options))
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert caught.value.status == 1
-    told = caught.value.traceback
-    assert (str(tmp_path) in told) == (told != "")
-    assert bool(told) == ("cannot be imported" in sentence or "ends the process" in sentence or "division" in sentence)
-    assert "serving.py" not in told
-    assert "importlib" not in told
-
-
-def test_a_module_that_is_not_there(tmp_path: Path) -> None:
-    path = sys.path[:]
-    with pytest.raises(CannotServe, match=r"there is no module 'there_is_none' in .*; --app-dir names another folder"):
-        import_application(Options(application="there_is_none.at_all:it", app_dir=str(tmp_path)))
-    sys.path[:] = path
-
-
-def test_no_application() -> None:
-    assert import_application(Options()) is None
 
 
 # --- the server that is served without one ---
@@ -380,63 +230,6 @@ async def test_a_backplane_of_the_application_counts(
     await serving.close()
 
 
-# --- what is told ---
-
-
-@pytest.mark.parametrize(
-    ("options", "word", "text"),
-    [
-        (Options(host="0.0.0.0", port=0), "WebSocket", "ws://localhost:"),
-        (Options(port=0, path="/"), "SSE", "/sse?channel=..."),
-        (Options(port=0), "Publish", "over HTTP: nobody; --api-key lets other programs do it"),
-        (Options(port=0, api_key=[KEY]), "Publish", "/realtime/publish, with the API key"),
-        (Options(port=0), "Clients", "anybody may subscribe and publish in every channel but user:..."),
-        (
-            Options(port=0, jwt_key=["0123456789abcdef0123456789abcdef"]),
-            "Clients",
-            "; a token says who somebody is",
-        ),
-        (
-            Options(port=0, jwt_key=["0123456789abcdef0123456789abcdef"], guests=False),
-            "Clients",
-            "who has a token may subscribe and publish",
-        ),
-        (
-            Options(
-                port=0, allow=[Allowed("news:*", ["subscribe", "history"]), Allowed("x", []), Allowed("*", [*ACTIONS])]
-            ),
-            "Clients",
-            "anybody; news:*: subscribe, history; x: nothing; *: everything",
-        ),
-        (Options(port=0), "History", "every channel: 100 messages, 300 s"),
-        (
-            Options(port=0, history=[Kept("a", 0, 0.0), Kept("b", 5, 0.5)]),
-            "History",
-            "a: none; b: 5 messages, 0.5 s",
-        ),
-        (Options(port=0), "Backplane", "none: messages and history stay in this process"),
-        (Options(port=0), "Health", "/healthz and /readyz"),
-    ],
-)
-async def test_what_is_told(options: Options, word: str, text: str) -> None:
-    serving = await serve(options, None)
-    assert text in dict(serving.facts)[word]
-    assert KEY not in str(serving.facts)
-    await serving.close()
-
-
-def test_a_banner(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    facts = [("WebSocket", "ws://x/"), ("SSE", "http://x/")]
-    tell(Options(), facts)
-    first, *lines = capsys.readouterr().out.splitlines()
-    assert first.endswith(" is ready (Ctrl-C stops)")
-    assert lines == ["  WebSocket  ws://x/", "  SSE        http://x/"]
-    tell(Options(log_format="json"), facts)
-    assert capsys.readouterr().out == ""
-    assert caplog.records[-1].fields == {"facts": dict(facts)}  # type: ignore[attr-defined]
-
-
 # --- the end ---
 
 
@@ -479,11 +272,3 @@ async def test_an_end_that_takes_too_long_is_cut_short(
     serving = await serve(options, import_application(options))
     await asyncio.wait_for(serving.close(), 10)
     assert "it took more than 0.05 s to end" in caplog.text
-
-
-def test_options_travel_as_json() -> None:
-    import msgspec
-
-    options = Options(application="a:b", history=[Kept("*", 1, 2.0)], allow=[Allowed("*", ["publish"])], guests=False)
-    assert msgspec.json.decode(msgspec.json.encode(options), type=Options) == options
-    assert json.loads(msgspec.json.encode(Options()))["workers"] == 1

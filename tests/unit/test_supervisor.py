@@ -16,7 +16,7 @@ import pytest
 
 from street_fast import supervisor as module
 from street_fast.errors import ListenError
-from street_fast.serving import CannotServe, Options
+from street_fast.options import CannotServe, Options
 from street_fast.supervisor import Supervisor, supervise
 
 if TYPE_CHECKING:

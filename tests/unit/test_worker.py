@@ -30,7 +30,7 @@ from street_fast.control import (
     Ready,
     Snapshot,
 )
-from street_fast.serving import Options
+from street_fast.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
