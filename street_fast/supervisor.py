@@ -123,13 +123,10 @@ class _Process:
         self.gone = asyncio.Event()
         self.listening: asyncio.Task[None]
         self.waiting: asyncio.Task[None]
-        self.leaving = False
         self.answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it is still there."""
-        if number == signal.SIGTERM:
-            self.leaving = True
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
@@ -370,7 +367,7 @@ class Supervisor:
                 for worker in self._processes:
                     worker.beat = loop.time()
             for worker in self._processes:
-                if worker.became_ready is not None and not worker.leaving and loop.time() - worker.beat > _HANGS_S:
+                if worker.became_ready is not None and loop.time() - worker.beat > _HANGS_S:
                     logger.error("worker %s hangs: no beat for %g s; it is killed", worker.number, _HANGS_S)
                     worker.signal(signal.SIGKILL)
 

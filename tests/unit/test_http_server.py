@@ -673,8 +673,12 @@ async def test_hand_over_does_not_wait_for_who_says_nothing():
     bench = Bench()
     silent = bench.connect()
     await bench.server.listen(port=0)
-    await asyncio.wait_for(bench.server.hand_over(0.05), 5)
+    handing_over = asyncio.ensure_future(bench.server.hand_over(0.05))
+    await asyncio.sleep(0)
+    late = bench.connect()  # it was accepted before, and its TLS handshake took until now
+    await asyncio.wait_for(handing_over, 5)
     assert not silent.wire.closing
+    assert not late.wire.aborted
     await bench.server.close()
     assert silent.wire.closing
 

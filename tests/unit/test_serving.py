@@ -7,6 +7,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from street_fast import Member, connect
@@ -96,6 +97,25 @@ async def test_an_address_in_use_leaves_nothing_behind() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ListenError, match="already in use"):
         await serve(Options(port=taken.getsockname()[1]), None)
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+async def test_what_cannot_be_served_is_closed(written: Callable[..., Options]) -> None:
+    options = written(
+        """
+        from street_fast import Realtime
+        from street_fast.backplanes.memory import MemoryBackplane
+        class Own:
+            closed = False
+            def __init__(self): self._memory = MemoryBackplane()
+            def __getattr__(self, name): return getattr(self._memory, name)
+            async def close(self): self.closed = True
+        realtime = Realtime(backplane=Own())
+        """
+    )
+    found: Any = import_application(options)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ListenError, match="already in use"):
+        await serve(msgspec.structs.replace(options, port=taken.getsockname()[1]), found)
+    assert found.exchange.backplane.closed
 
 
 # --- TLS ---

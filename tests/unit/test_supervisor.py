@@ -201,6 +201,20 @@ async def test_one_that_hangs_is_killed(
     assert await running.end() == 0
 
 
+async def test_who_was_stopped_himself_does_not_judge(
+    run: Callable[..., Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HANGS_S", 0.5)
+    running = run("good")
+    await running.ready(capsys)
+    before = running.current
+    time.sleep(1.0)  # noqa: ASYNC251 - nothing of what they say meanwhile is read
+    await asyncio.sleep(0.3)
+    assert running.current == before
+    assert all(map(is_there, before))
+    assert await running.end() == 0
+
+
 async def test_one_that_talks_nonsense_is_killed(
     run: Callable[..., Run], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
