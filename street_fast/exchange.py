@@ -116,6 +116,7 @@ class Exchange(Outlet):
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
         self._follow = follow
+        self._lingers = False
         self._calls: NodeCalls | None = None
         self.has_nodes = False
         """Whether there may be other nodes; then what is delivered may come from anybody who reaches the broker."""
@@ -149,6 +150,10 @@ class Exchange(Outlet):
                 self.channel_opened(self._calls.channel)
         self.begin(LoopContext.of().time, is_alone)
 
+    def linger(self) -> None:
+        """The clients are about to be sent away. That they leave is no news to other nodes, on which they come back."""
+        self._lingers = True
+
     async def close(self) -> None:
         """Ends what runs here, and the backplane."""
         self.end()
@@ -158,7 +163,7 @@ class Exchange(Outlet):
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         self.hub.watcher = None
-        await self.backplane.close()
+        await self.backplane.close(linger=True)
 
     def answer(self, calls: NodeCalls) -> None:
         """Has `calls` hear what other nodes ask, from `start` on."""
@@ -352,7 +357,8 @@ class Exchange(Outlet):
 
     def member_left(self, channel: str, member_id: str) -> None:
         """A member has left this node."""
-        self.backplane.leave(channel, member_id)
+        if not self._lingers:
+            self.backplane.leave(channel, member_id)
 
     def typing_set(self, channel: str, member_id: str, typing: bool) -> None:
         """A member types on this node, still types, or has stopped."""

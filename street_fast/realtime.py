@@ -301,6 +301,7 @@ class Realtime:
 
     async def end(self) -> None:
         """Ends the clients of every transport and what is behind them; an HTTP server that shuts down calls it."""
+        self.exchange.linger()
         await asyncio.gather(self.server.drain(), self._http_side.drain())
         if self._stopping is None:
             self._stopping = asyncio.ensure_future(self.exchange.close())

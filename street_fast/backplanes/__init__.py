@@ -209,8 +209,12 @@ class Backplane(Protocol):
         Raises RuntimeError if it is started already. After `close` it may be started again, as if it were new.
         """
 
-    async def close(self) -> None:
-        """End: afterwards the sink is not called any more, and nothing is left running. Any number of times."""
+    async def close(self, *, linger: bool = False) -> None:
+        """End: afterwards the sink is not called any more, and nothing is left running. Any number of times.
+
+        The members of this node leave. With `linger` the others keep them for as long as if the node had crashed: who
+        comes back on another node meanwhile has never been away.
+        """
 
     def publish(
         self,

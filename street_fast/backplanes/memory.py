@@ -108,7 +108,7 @@ class MemoryBackplane:
         self._unknown_top = self._new_start()
         self._sink = sink
 
-    async def close(self) -> None:
+    async def close(self, *, linger: bool = False) -> None:
         """Forget everything, history included."""
         self._sink = self._loop_context = None
         self._subscribed.clear()

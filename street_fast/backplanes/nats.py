@@ -46,6 +46,7 @@ _TICK_S = 0.25
 _START_S = 3.0
 _RETRY_TICKS = 2
 _BATCH_MESSAGES = 64
+_SIGNALS_HELD = 64
 _BATCH_BYTES = 262_144
 _REMEMBERED = 10_000  # channels that are to be told of a loss; above it all are
 _SUBJECTS = 20_000
@@ -144,6 +145,7 @@ class NatsBackplane:
         self._confirming: list[tuple[str, _Opening]] = []
         self._unread: dict[str, _Opening] = {}
         self._boxes: dict[str, deque[Pending]] = {}
+        self._held: dict[str, list[bytes]] = {}  # signals behind a publish with a key that is not kept
         self._once: dict[tuple[str, str], None] = {}
         self._unsent: set[str] = set()
         self._unsent_all = False
@@ -162,12 +164,12 @@ class NatsBackplane:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._link.tried.wait(), _START_S)
 
-    async def close(self) -> None:
-        """Tell the others, and end; what was published and not answered is told that nobody knows."""
+    async def close(self, *, linger: bool = False) -> None:
+        """End, see `Backplane.close`; of what was published and not answered nobody knows."""
         if self._sink is None:
             return
         self._sink = None
-        self._nodes.close()
+        self._nodes.close(linger)
         for channel in self._following.channels():
             self._following.close(channel)
             self._nodes.roster.close(channel)
@@ -204,6 +206,8 @@ class NatsBackplane:
             if not self._link.up:
                 raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
             box = self._boxes[channel] = deque()
+            if history is None:
+                self._held[channel] = []
             self._spawn(self._empty(channel, box))
         future: asyncio.Future[Published] = self._loop.create_future()
         box.append(Pending(future, payload, history, key, skip))
@@ -211,8 +215,13 @@ class NatsBackplane:
 
     def signal(self, channel: str, payload: bytes) -> None:
         """Tell the others, if that is possible now."""
-        if self._sink is not None and self._link.up and channel not in self._boxes:
-            self._link.publish(self._subject(channel), signal(self._node, payload))
+        if self._sink is None or not self._link.up:
+            return
+        record, held = signal(self._node, payload), self._held.get(channel)
+        if held is None:
+            self._link.publish(self._subject(channel), record)
+        elif len(held) < _SIGNALS_HELD:
+            held.append(record)
 
     def subscribe(self, channel: str, history: History | None = None) -> Awaitable[None] | None:
         """Hear the channel, see `Backplane.subscribe`."""
@@ -362,6 +371,9 @@ class NatsBackplane:
         finally:
             if self._boxes.get(channel) is box:
                 del self._boxes[channel]
+                for record in self._held.pop(channel, ()):
+                    if self._link.up:
+                        self._link.publish(self._subject(channel), record)
             _fail(batch, error)
             _fail(box, Unavailable("this NatsBackplane is closed"))
 

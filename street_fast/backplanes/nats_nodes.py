@@ -44,6 +44,16 @@ _IN_ONE_MESSAGE = 400  # members; with the longest infos that is half of what NA
 Members = dict[str, "bytes | None"]
 
 
+class _Round:
+    """Answers of one node about all its channels."""
+
+    __slots__ = ("asked", "told")
+
+    def __init__(self) -> None:
+        self.asked = 0  # times, without an end of the answer yet
+        self.told: set[str] = set()
+
+
 class Nodes:
     """What `node` knows of the others, and tells them.
 
@@ -82,7 +92,7 @@ class Nodes:
         """The subscriptions on which others ask who is in a channel."""
         self._heard: dict[str, float] = {}  # the nodes that live, and when they said so last
         self._fresh: set[str] = set()  # those that did since this node was connected
-        self._rounds: dict[str, set[str]] = {}  # channels in the answer, so far, of nodes that were asked about all
+        self._rounds: dict[str, _Round] = {}  # of nodes that were asked about all channels
         self._parts: dict[tuple[str, str], Members] = {}  # of answers that come in several
         self._asking: set[tuple[str, str]] = set()
         self._asked: SharedReads[str, Members] = SharedReads(self._ask_everybody)
@@ -125,13 +135,13 @@ class Nodes:
         self._parts.clear()
         self._asking.clear()
 
-    def close(self) -> None:
-        """Say goodbye, if possible, and end."""
+    def close(self, linger: bool) -> None:
+        """Say goodbye, if possible and not to `linger`, and end."""
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
         self._asked.cancel()
-        if self._link.up:
+        if self._link.up and not linger:
             self._link.publish(self._all, self._question)
 
     def beat(self) -> None:
@@ -158,6 +168,7 @@ class Nodes:
         if now - self._refresh_at >= self._limits.presence_refresh_s:
             self._refresh_at = now
             self._asking.clear()
+            self._rounds.clear()
             for node in self._fresh:
                 self._ask_all(node)
 
@@ -165,6 +176,8 @@ class Nodes:
         self._heard.pop(node, None)
         self._fresh.discard(node)
         self._rounds.pop(node, None)
+        for part in [part for part in self._parts if part[0] == node]:
+            del self._parts[part]
         self.roster.drop_node(node)
 
     # --- members ---
@@ -274,16 +287,21 @@ class Nodes:
             return
         self._asking.discard((node, channel))
         if node in self._rounds:
-            self._rounds[node].add(channel)
+            self._rounds[node].told.add(channel)
         self.roster.read_node(channel, node, record.number, members)
 
     def _take_end(self, node: str, version: int) -> None:
         """The node has told of all its channels: in others it has nobody."""
-        told = self._rounds.pop(node, None)
-        if told is not None:
-            for channel in self.roster.channels_of(node):
-                if channel not in told:
-                    self.roster.read_node(channel, node, version, {})
+        answers = self._rounds.get(node)
+        if answers is None:
+            return
+        answers.asked -= 1
+        if answers.asked > 0:
+            return  # the next answer is on its way, and tells again what is in this one
+        del self._rounds[node]
+        for channel in self.roster.channels_of(node):
+            if channel not in answers.told:
+                self.roster.read_node(channel, node, version, {})
 
     # --- questions and answers ---
 
@@ -299,7 +317,7 @@ class Nodes:
             self._link.publish(self._subject(node, token(channel)), self._question)
 
     def _ask_all(self, node: str) -> None:
-        self._rounds[node] = set()
+        self._rounds.setdefault(node, _Round()).asked += 1
         self._link.publish(self._subject(node, "="), self._question)
 
     def _answer_all(self, node: str) -> None:

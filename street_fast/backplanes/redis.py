@@ -212,13 +212,14 @@ class RedisBackplane:
         self._timer: Timer = context.wheel.schedule(self._tick_s, self._tick)
         await servers.tried()
 
-    async def close(self) -> None:
-        """End. The members of this node leave."""
+    async def close(self, *, linger: bool = False) -> None:
+        """End, see `Backplane.close`."""
         if self._sink is None:
             return
         self._sink = None
         self._timer.cancel()
-        self._members.goodbye()
+        if not linger:
+            self._members.goodbye()
         links = [server.command for server in self._servers.all if server.command is not None]
         deadline = self._loop.time() + min(_CLOSE_S, self._limits.backplane_timeout_s)
         while any(link.up and not link.idle for link in links) and self._loop.time() < deadline:  # noqa: ASYNC110
@@ -895,7 +896,7 @@ class RedisBackplane:
         self._interrupt(self._channels_of(server))
 
     def _moved(self, before: list[Server | None], partitions: set[int]) -> None:
-        """Partitions have other servers."""
+        """A Cluster has said who has what; some partitions have other servers."""
         again = []
         for channel in self._interests:
             partition = partition_of(channel)
@@ -906,7 +907,7 @@ class RedisBackplane:
             if server is not None and channel not in server.sent:
                 again.append(channel)
         self._subscribe(again)
-        if any(before):
+        if partitions and any(before):
             self._members.moved(partitions)
 
     # --- time ---

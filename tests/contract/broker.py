@@ -120,13 +120,13 @@ class BrokerBackplane:
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._read())]
         self.connect()
 
-    async def close(self) -> None:
+    async def close(self, *, linger: bool = False) -> None:
         if self._sink is None:
             return
         self._sink = None
         if self._connected:
             self._broker.connected.remove(self)
-        for channel in self._own:
+        for channel in () if linger else self._own:
             self._broker.set_members(self, channel, {})
         for task in self._tasks:
             task.cancel()

@@ -77,6 +77,7 @@ class Recorder:
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
         self.members: dict[str, dict[str, bytes | None]] = defaultdict(dict)
+        self.left: list[str] = []
         self.react: Any = None
 
     def deliver(self, channel: str, publication: Publication) -> None:
@@ -99,6 +100,7 @@ class Recorder:
             members[member_id] = info
         for member_id in left:
             del members[member_id]  # who left was there
+        self.left += left
 
     def publications(self, channel: str) -> list[Publication]:
         return [entry[2] for entry in self.log if entry[:2] == ("message", channel)]

@@ -14,7 +14,9 @@ BUSES = {"memory": MemoryBus, "broker": BrokerBus, "nats": NatsBus, "valkey": Va
 LIMITS = Limits(publish_key_ttl_s=1.0)
 
 
-@pytest.fixture(params=BUSES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.broker] if name in ("nats", "valkey") else []) for name in BUSES]
+)
 async def bus(request):
     bus = BUSES[request.param](LIMITS)
     yield bus

@@ -578,6 +578,19 @@ class TestSeveralNodes:
         await bus.settle()
         assert sink_b.members == {"c": {"eve": None}}
 
+    async def test_a_node_that_lingers_leaves_its_members_behind(self, bus, new_node):
+        (a, _), (b, sink) = await new_node(), await new_node()
+        await done(b.subscribe("c"))
+        a.join("c", "ann", None)
+        a.join("c", "bob", None)
+        await bus.settle()
+        await a.close(linger=True)
+        c, _ = await new_node()
+        c.join("c", "ann", None)
+        await bus.settle()
+        assert sink.left == []
+        assert sink.members["c"] == {"ann": None, "bob": None}
+
     async def test_who_is_on_the_others_can_be_asked_without_being_there(self, bus, new_node):
         (a, _), (b, _), (c, sink) = [await new_node() for _ in range(3)]
         for node, member, info in ((a, "ann", b'"A"'), (b, "ann", b'"A"'), (b, "bob", None), (c, "cem", None)):

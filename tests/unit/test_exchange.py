@@ -498,6 +498,27 @@ class TestSeveralNodes:
         await settle()
         assert here.realtime.presence("room") == ["ada"]
 
+    async def test_who_is_sent_away_by_a_restart_comes_back_and_was_never_gone(self, nodes):
+        (here, there), settle = nodes
+        ada, eve, bob = here.client("ada"), here.client("eve"), there.client("bob")
+        for client in (ada, eve, bob):
+            await client.done("subscribe", channel="room")
+        await settle()
+        eve.simulate_close()
+        await settle()
+        there.advance(1)
+        bob.take()
+        ending = asyncio.ensure_future(here.realtime.end())
+        await asyncio.sleep(0)
+        ada.simulate_close()
+        await ending
+        again = there.client("ada")
+        await again.done("subscribe", channel="room")
+        await settle()
+        there.advance(1)
+        assert bob.take() == []
+        assert there.realtime.presence("room") == ["bob", "ada"]
+
     async def test_what_an_application_does_with_a_member_it_does_on_all_nodes(self, nodes, caplog):
         (here, there), settle = nodes
         ada, again, bob = here.client("ada"), there.client("ada"), there.client("bob")
