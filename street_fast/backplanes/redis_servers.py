@@ -53,6 +53,10 @@ _BACKOFF_S = (0.05, 1.0)
 """Between two tries to connect: the least, and the most, of which a random part is taken."""
 _TOPOLOGY_S = 30.0
 """A Cluster is asked who has what, if nothing shows that it has changed."""
+_TOPOLOGY_SOON_S = 1.0
+"""The same, if something does, and nobody says so yet."""
+_VAIN = 20
+"""How often it is asked like that."""
 _OVERDUE_S = 10.0
 """A probe that is out for so long is a matter of health. Before that the bus is made anew."""
 _WAIT_PART = 0.6
@@ -98,7 +102,7 @@ class Hooks(NamedTuple):
     bus_lost: Callable[[Server], None]
     """It is there no more."""
     moved: Callable[[list[Server | None], set[int]], None]
-    """Partitions have other servers than before, and which they had."""
+    """A Cluster has said who has what: which server each partition had before, and which ones have another now."""
     doubt: Callable[[], None]
     """A server was no primary any more: nobody knows who has heard what was told lately."""
 
@@ -542,11 +546,14 @@ class Servers:
     # --- a Cluster ---
 
     async def _keep_topology(self) -> None:
-        tries = 0
+        tries = vain = 0
         while True:
+            claimed = self._topology_changed.is_set()
             self._topology_changed.clear()
             try:
-                self._use_topology(await self._ask_topology())
+                changed = self._use_topology(await self._ask_topology())
+                # Who was asked may be the last one to hear of it.
+                vain = vain + 1 if claimed and not changed else 0
                 tries = 0
             except Unavailable as error:
                 self._error = str(error)
@@ -558,7 +565,10 @@ class Servers:
                 self._tried.set_result(None)
             await self._pause(tries + 2)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._topology_changed.wait(), 1.0 if tries else _TOPOLOGY_S)
+                soon = tries > 0 or 0 < vain < _VAIN
+                await asyncio.wait_for(self._topology_changed.wait(), _TOPOLOGY_SOON_S if soon else _TOPOLOGY_S)
+            if 0 < vain < _VAIN:
+                self.look_up()
 
     async def _ask_topology(self) -> list[Address]:
         """The primary of each partition."""
@@ -571,7 +581,8 @@ class Servers:
                 errors.append(f"{address}: {reason_of(error)}")
         raise Unavailable("no server of the Cluster says who has what: " + "; ".join(errors))
 
-    def _use_topology(self, addresses: list[Address]) -> None:
+    def _use_topology(self, addresses: list[Address]) -> bool:
+        """Returns whether anything has changed."""
         known = {server.fixed: server for server in self.all}
         before = [*self.by_partition]
         for partition, address in enumerate(addresses):
@@ -588,8 +599,11 @@ class Servers:
                 self._bus_names.in_partition(number, f"q:{self._node}") for number in server.partitions
             ):
                 self._lose_bus(server, "its slots have moved")
-        if moved:
-            self._hooks.moved(before, moved)
+        first = self.by_partition[0]
+        if 0 in moved and first is not None and first.bus is not None:
+            first.bus.send(pack((self._subscribe_word, self.global_name)))
+        self._hooks.moved(before, moved)
+        return bool(moved)
 
     def _drop(self, server: Server) -> None:
         self.all.remove(server)
