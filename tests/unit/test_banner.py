@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 
 from street_fast.auth import ACTIONS
-from street_fast.banner import tell
+from street_fast.banner import facts, tell
 from street_fast.options import Allowed, Kept, Options
+from street_fast.realtime import Realtime
 from street_fast.serving import serve
 
 KEY = "a key of other programs"
@@ -66,6 +67,11 @@ def test_a_banner(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureF
     tell(Options(log_format="json"), facts)
     assert capsys.readouterr().out == ""
     assert caplog.records[-1].fields == {"facts": dict(facts)}  # type: ignore[attr-defined]
+
+
+def test_a_password_is_not_told() -> None:
+    told = facts(Options(backplane="redis://ada:secret@host:1/0"), [Realtime()], 1, 1)
+    assert ("Backplane", "redis://host:1/0") in told
 
 
 async def test_metrics_that_cannot_be_had_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,7 +208,11 @@ async def test_who_was_stopped_himself_does_not_judge(
     running = run("good")
     await running.ready(capsys)
     before = running.current
-    time.sleep(1.0)  # noqa: ASYNC251 - nothing of what they say meanwhile is read
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.0)  # noqa: ASYNC251 - as all of a machine that is paused
+    for pid in before:
+        os.kill(pid, signal.SIGCONT)
     await asyncio.sleep(0.3)
     assert running.current == before
     assert all(map(is_there, before))
