@@ -108,7 +108,7 @@ async def test_what_cannot_be_served_is_closed(written: Callable[..., Options]) 
             closed = False
             def __init__(self): self._memory = MemoryBackplane()
             def __getattr__(self, name): return getattr(self._memory, name)
-            async def close(self): self.closed = True
+            async def close(self, **options): self.closed = True
         realtime = Realtime(backplane=Own())
         """
     )
