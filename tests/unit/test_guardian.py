@@ -51,11 +51,10 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[subproce
 
     yield start
     for process in started:
-        process.kill()
-        process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             pipe.close()
+        process.wait(PATIENCE_S)  # and what it runs is gone
 
 
 def wait_until(condition: Callable[[], object]) -> None:
