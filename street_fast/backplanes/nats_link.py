@@ -19,7 +19,9 @@ import functools
 import logging
 import os
 import random
+import socket
 import ssl
+import struct
 import urllib.parse
 from typing import TYPE_CHECKING, Any
 
@@ -328,6 +330,8 @@ class Link:
                 deadline = self._loop.time() + _CLOSE_S
                 while _waiting(transport) and self._loop.time() < deadline:  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0.01)
+            else:
+                _drop_unsent(transport)
             # nats-py would wait for ever for a server that takes nothing.
             if _waiting(transport):
                 transport.abort()
@@ -363,6 +367,15 @@ class Link:
 def _waiting(transport: asyncio.Transport | None) -> int:
     """Bytes that wait to go out. A transport of uvloop that is closed may not be asked."""
     return 0 if transport is None or transport.is_closing() else transport.get_write_buffer_size()
+
+
+def _drop_unsent(transport: asyncio.Transport) -> None:
+    """What the kernel has not sent yet, it never sends: when the network is back it would overtake what came after."""
+    there = transport.get_extra_info("socket")
+    if there is None:  # it is closed
+        return
+    with contextlib.suppress(OSError):
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _end(ended: asyncio.Future[str], _: object) -> None:

@@ -244,6 +244,23 @@ class TestCommandLink:
         await turns()
         assert not link.is_late(61.0)
 
+    async def test_what_is_not_sent_when_it_fails_is_never_sent(self, linked):
+        link, connection = linked
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            _, connection._writer = await asyncio.open_connection(*listener.getsockname())
+            server, _ = listener.accept()
+        connection._writer.write(b"x" * 30_000_000)  # more than the kernel takes
+        link.fail(OSError("it does not answer"))
+        connection._writer.close()
+
+        def read_all():
+            while server.recv(1 << 20):
+                pass
+
+        with server, pytest.raises(ConnectionResetError):
+            await asyncio.to_thread(read_all)
+        link.fail(OSError("once is enough"))
+
     async def test_who_hears_an_answer_and_raises_harms_nobody(self, linked, caplog):
         link, connection = linked
         heard = []
