@@ -237,6 +237,10 @@ class Client:
             message["since"] = since
         self.connection.send(message)
 
+    def _subscribe_again(self, channel: str, connection: Connection | None) -> None:
+        if connection is self.connection:  # on another one it is subscribed to already
+            self.subscribe(channel)
+
     def on_lost(self, connection: Connection, code: int, reason: str) -> None:
         if connection is not self.connection:
             return
@@ -336,7 +340,8 @@ class Client:
         data = message["data"]
         if message["type"] == "error":
             if data["code"] in ("unavailable", "rate_limited"):
-                asyncio.get_running_loop().call_later(self.fleet.rng.uniform(0.1, 0.6), self.subscribe, channel)
+                pause = self.fleet.rng.uniform(0.1, 0.6)
+                asyncio.get_running_loop().call_later(pause, self._subscribe_again, channel, self.connection)
             else:
                 raise RuntimeError(f"{self.name} may not subscribe to {channel}: {data}")
             return
