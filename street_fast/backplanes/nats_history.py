@@ -15,7 +15,7 @@ this one is there, no channel whose first message came in its epoch has been for
 
 **Keys.** The server knows the ids of the messages of the last minutes, and answers a double with the number that the
 first one got. Where that is, in epoch and offset, is in that message; and, as the message may be gone sooner than its
-key, in a stream of its own.
+key, in a stream of its own. A server that was started anew knows the keys of the messages that are still there.
 """
 
 from __future__ import annotations

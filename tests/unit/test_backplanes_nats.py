@@ -469,6 +469,15 @@ class TestBus:
         await publish(b, "c", b"3", history=SHORT)
         await until(lambda: sink.payloads("c")[-1] == b"3")
 
+    async def test_a_signal_comes_behind_what_was_published_before(self, new_node, prefix):
+        (a, _), (b, sink) = [await new_node(server().url, prefix=prefix) for _ in range(2)]
+        await done(b.subscribe("c"))
+        a.publish("c", b"1", key="k")
+        a.publish("c", b"2")
+        a.signal("c", b"3")
+        await settle(a, b)
+        assert [entry[0] for entry in sink.log] == ["message", "message", "signal"]
+
     async def test_doubles_and_disorder_make_no_difference(self, new_node, prefix):
         seed = random.randrange(2**32)
         print(f"seed {seed}")
@@ -636,6 +645,20 @@ class TestNodes:
         b._nodes.take_channel = take
         assert sink.members["c"] == {"ann": None}
         await until(lambda: sink.members["c"] == {})
+
+    async def test_questions_that_overlap_make_nobody_flicker(self, new_node, prefix):
+        (a, _), (b, sink) = [await new_node(server().url, prefix=prefix) for _ in range(2)]
+        for number in range(50):
+            a.join(f"c{number}", "ann", None)
+            await done(b.subscribe(f"c{number}"))
+        await settle(a, b)
+        changes = []
+        sink.members_changed = lambda *change: changes.append(change)
+        for _ in range(20):
+            b._nodes._ask_all(a._node)
+            await asyncio.sleep(0.0002)
+        await settle(a, b)
+        assert changes == []
 
     async def test_many_members_come_in_parts(self, new_node, prefix):
         (a, _), (b, sink), (c, sink_c) = [await new_node(server().url, prefix=prefix) for _ in range(3)]
