@@ -16,7 +16,9 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
@@ -217,8 +219,22 @@ def ask(link: CommandLink, packed: bytes, answered: Callable[[Any], None]) -> bo
     return True
 
 
+def _drop_unsent(connection: Connection) -> None:
+    """What the kernel has not sent yet, it never sends: when the network is back it would overtake what came after."""
+    writer = getattr(connection, "_writer", None)
+    there = None if writer is None else writer.get_extra_info("socket")
+    if there is None:  # it is closed
+        return
+    with contextlib.suppress(OSError):
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 async def _end(connection: Connection) -> None:
+    # Nothing that matters is on its way by now; TLS would take its time to say goodbye to who may not be there.
+    writer = getattr(connection, "_writer", None)
     with contextlib.suppress(Exception):
+        if writer is not None:
+            writer.transport.abort()
         await connection.disconnect(nowait=True)
 
 
@@ -326,6 +342,7 @@ class CommandLink:
         """End it, and tell everybody."""
         if not self.up:
             return
+        _drop_unsent(self._connection)
         self.close()
         self._ended(self, error)
 
