@@ -21,7 +21,7 @@ from street_fast.backplanes import OutcomeUnknown, Unavailable
 from street_fast.backplanes.nats_history import channel_of, token
 from street_fast.backplanes.nats_link import status
 from street_fast.backplanes.reading import SharedReads
-from street_fast.backplanes.records import decode, presence_changed, presence_unknown, probe
+from street_fast.backplanes.records import decode, lost, presence_changed, presence_unknown, probe
 from street_fast.backplanes.roster import OwnMembers, Roster
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Nodes:
         self.who_channels: dict[int, str] = {}
         """The subscriptions on which others ask who is in a channel."""
         self._heard: dict[str, float] = {}  # the nodes that live, and when they said so last
+        self._lingering: set[str] = set()  # those that have ended, and whose members stay until they would be dead
         self._fresh: set[str] = set()  # those that did since this node was connected
         self._rounds: dict[str, _Round] = {}  # of nodes that were asked about all channels
         self._parts: dict[tuple[str, str], Members] = {}  # of answers that come in several
@@ -136,13 +137,13 @@ class Nodes:
         self._asking.clear()
 
     def close(self, linger: bool) -> None:
-        """Say goodbye, if possible and not to `linger`, and end."""
+        """Say goodbye, if possible, and end. With `linger` the others keep the members, but do not ask any more."""
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
         self._asked.cancel()
-        if self._link.up and not linger:
-            self._link.publish(self._all, self._question)
+        if self._link.up:
+            self._link.publish(self._all, lost(self._node) if linger else self._question)
 
     def beat(self) -> None:
         """Say that this node lives."""
@@ -175,6 +176,7 @@ class Nodes:
     def _drop(self, node: str) -> None:
         self._heard.pop(node, None)
         self._fresh.discard(node)
+        self._lingering.discard(node)
         self._rounds.pop(node, None)
         for part in [part for part in self._parts if part[0] == node]:
             del self._parts[part]
@@ -227,7 +229,7 @@ class Nodes:
     # --- what comes ---
 
     def take_all(self, record: Record) -> None:
-        """A beat, or a goodbye."""
+        """A beat, or one of two kinds of goodbye."""
         node = record.node
         if node == self._node:
             if record.kind == "q":
@@ -246,6 +248,8 @@ class Nodes:
                 self._ask_all(node)
         elif record.kind == "r":
             self._drop(node)
+        elif record.kind == "l":
+            self._lingering.add(node)
 
     def take_channel(self, channel: str, record: Record) -> None:
         """Another node tells of its members in a channel of this one."""
@@ -344,13 +348,15 @@ class Nodes:
         if settled_s > 0:
             await asyncio.sleep(settled_s)  # until then others may not have said that they are there
         members: Members = {}
-        waiting = [*self._heard]
+        waiting = [*self._heard.keys() - self._lingering]
         while waiting:
             answers = await asyncio.gather(*(self._ask_one(node, channel) for node in waiting))
             for theirs in answers:
                 members = (theirs or {}) | members
             waiting = [
-                node for node, theirs in zip(waiting, answers, strict=True) if theirs is None and node in self._heard
+                node
+                for node, theirs in zip(waiting, answers, strict=True)
+                if theirs is None and node in self._heard and node not in self._lingering
             ]
             if waiting:
                 if self._loop.time() > deadline:

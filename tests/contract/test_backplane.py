@@ -589,6 +589,7 @@ class TestSeveralNodes:
         c.join("c", "ann", None)
         await bus.settle()
         assert sink.left == []
+        assert "ann" in await done(b.members("c"))
         assert sink.members["c"] == {"ann": None, "bob": None}
 
     async def test_who_is_on_the_others_can_be_asked_without_being_there(self, bus, new_node):
