@@ -203,8 +203,8 @@ class Client:
             fleet.refused.append((fleet.now(), self.name))
             self._again(None)
             return
-        except (OSError, asyncio.TimeoutError):
-            fleet.broken.append((fleet.now(), self.name))
+        except (OSError, asyncio.TimeoutError) as error:
+            fleet.broken.append((fleet.now(), f"{self.name}: {type(error).__name__} {error}"))
             connection.abandon()
             self._again(None)
 

@@ -289,6 +289,8 @@ class Run:
         self.measure("settled_s", waited)
         if not self.may_lose and verdict.flagged:
             self.fail(f"{verdict.flagged} acknowledged messages were lost, and told to be; none may be")
+        for at, what in self.fleet.broken[:20]:
+            self.say(f"a broken handshake at {at:.3f}: {what}")
         self.say(
             f"refused {len(self.fleet.refused)}, broken {len(self.fleet.broken)}, lost {self.fleet.lost}, "
             f"published again {self.fleet.attempts_again}"
