@@ -21,7 +21,7 @@ from street_fast.backplanes import OutcomeUnknown, Unavailable
 from street_fast.backplanes.nats_history import channel_of, token
 from street_fast.backplanes.nats_link import status
 from street_fast.backplanes.reading import SharedReads
-from street_fast.backplanes.records import decode, lost, presence_changed, presence_unknown, probe
+from street_fast.backplanes.records import decode, presence_changed, presence_unknown, probe, signal
 from street_fast.backplanes.roster import OwnMembers, Roster
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Nodes:
             self._telling = None
         self._asked.cancel()
         if self._link.up:
-            self._link.publish(self._all, lost(self._node) if linger else self._question)
+            self._link.publish(self._all, signal(self._node, b"linger") if linger else self._question)
 
     def beat(self) -> None:
         """Say that this node lives."""
@@ -248,7 +248,7 @@ class Nodes:
                 self._ask_all(node)
         elif record.kind == "r":
             self._drop(node)
-        elif record.kind == "l":
+        elif record.kind == "s":
             self._lingering.add(node)
 
     def take_channel(self, channel: str, record: Record) -> None:
