@@ -46,6 +46,7 @@ _TTL_FACTOR = 2.4
 """How long members stay without being written again, in `presence_refresh_s`."""
 _PARTS = 25
 """What is done every `presence_refresh_s` is spread over it: in so many parts, if there is a tick for each."""
+_MOST_EMPTIED = 5_000
 _LOOKS = 6
 """How often in `node_ttl_s` it is looked who lives."""
 _AGAIN_S = 0.3
@@ -88,6 +89,9 @@ class RedisMembers:
         self._telling = False
         self.unwritten: set[str] = set()
         """Channels of which Redis does not have what it should."""
+        self._emptied: dict[
+            str, float
+        ] = {}  # channels that have no members here any more, and since when; oldest first
         self.reading: dict[str, bool] = {}
         """Channels whose members are being read; True: once more after that."""
         self._doubtful: set[str] = set()  # channels with members of a node that seemed dead
@@ -145,6 +149,9 @@ class RedisMembers:
 
     def _tell_change(self, change: Change) -> None:
         channel = change.channel
+        self._emptied.pop(channel, None)
+        if not change.members:
+            self._emptied[channel] = self._time()
         command = self.servers.command_of(channel)
         if command is None or channel in self.unwritten:
             self.unwritten.add(channel)
@@ -383,8 +390,23 @@ class RedisMembers:
             ask(command, pack((b"SET", self._key, b"1", b"PX", self._node_ms)), answered)
 
     def _write_all(self) -> None:
+        # Those without members, too: a server that has lost its latest may have them still.
+        self._forget_emptied()
+        self.unwritten.update(self._emptied)
         self.unwritten.update(channel for channel, _, _ in self._own.all())
         self._write_unwritten()
+
+    def _forget_emptied(self) -> None:
+        """What has been without members for so long has ended in Redis by itself."""
+        oldest = self._time() - self._limits.presence_refresh_s * _TTL_FACTOR
+        too_many = len(self._emptied) - _MOST_EMPTIED
+        over = [
+            channel
+            for number, (channel, since) in zip(range(_MOST_EMPTIED), self._emptied.items(), strict=False)
+            if since < oldest or number < too_many
+        ]
+        for channel in over:
+            del self._emptied[channel]
 
     # --- what happens ---
 
@@ -414,6 +436,7 @@ class RedisMembers:
             self._beat()
         if now >= self._next_look:
             self._next_look = now + limits.node_ttl_s / _LOOKS
+            self._forget_emptied()
             self._look_who_lives()
         if now >= self._next_part:
             self._next_part = now + limits.presence_refresh_s / self._parts

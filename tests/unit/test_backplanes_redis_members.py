@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 
 import pytest
 
+from tests.brokers import Proxy, Valkey
 from tests.contract.bus import done
 from tests.contract.valkey import settle, until
 from tests.redis_harness import (  # noqa: F401 - fixtures
+    QUICK,
     new_node_fixture,
     proxied_fixture,
     up,
@@ -52,6 +55,31 @@ class TestMembers:
         await b.close()
         left = [key for key in valkey.command("KEYS", "*") if b":e" not in key]
         assert left == []
+
+    async def test_who_left_before_a_lagging_replica_was_promoted_does_not_come_back(self, valkey, proxied, new_node):
+        limits = dataclasses.replace(QUICK, presence_refresh_s=60.0)  # nothing ends by itself
+        (a, _), (b, sink_b) = await new_node(proxied.url, limits=limits), await new_node(proxied.url, limits=limits)
+        with Valkey() as replica, Proxy(valkey.port) as replication:
+            replica.command("REPLICAOF", "127.0.0.1", replication.port)
+            await until(lambda: replica.info("replication").get("master_link_status") == "up")
+            a.join("c", "ann", None)
+            a.join("d", "ann", None)
+            await settle(a, b)
+            await until(lambda: sorted(replica.command("KEYS", "*")) == sorted(valkey.command("KEYS", "*")))
+            replication.pause()
+            a.leave("c", "ann")
+            await settle(a, b)
+            replica.promote()
+            proxied.lead_to(replica.port)
+            proxied.cut()
+            proxied.resume()
+            await up(a, b)
+            for channel in ("c", "d"):
+                await done(b.subscribe(channel))
+            await settle(a, b)
+            assert (sink_b.members["c"], sink_b.members["d"]) == ({}, {"ann": None})
+            for node in (a, b):
+                await node.close()
 
     async def test_a_process_that_stood_still_is_there_when_it_goes_on(self, valkey, new_node):
         (a, sink_a), (b, sink_b) = await new_node(valkey.url), await new_node(valkey.url)
