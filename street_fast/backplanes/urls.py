@@ -43,10 +43,11 @@ def backplane_at(url: str, limits: Limits | None = None) -> Backplane:
     try:
         backplane = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("redis", "hiredis", "nats"):
+        library = (error.name or "").partition(".")[0]
+        if library not in ("redis", "hiredis", "nats"):
             raise
         raise ConfigurationError(
-            f"backplane={without_password(url)!r}: {error.name} is not installed; pip install 'street_fast[{extra}]'"
+            f"backplane={without_password(url)!r}: {library} is not installed; pip install 'street_fast[{extra}]'"
         ) from None
     return cast("Backplane", backplane(url, limits=limits))
 
