@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one short run of each fault")
     parser.add_argument("--jobs", type=int, default=3, help="runs at once (default: 3)")
     parser.add_argument("--table", type=Path, help="a file that gets the table, between its markers")
+    parser.add_argument("--report", action="store_true", help="run nothing: what the runs that are kept came to")
     parser.add_argument("--one", type=int, metavar="SEED", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     names = options.fault or list(FAULTS)
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [name for name in names if name not in ON_TWO_MACHINES]
     jobs = [(name, seed) for name in names for seed in seeds]
     began = time.monotonic()
-    outcomes = asyncio.run(_all(jobs, options.keep, options.quick, options.jobs))
+    if options.report:
+        kept = (Outcome.read(path) for path in options.keep.glob("*/verdict.json"))
+        outcomes = [outcome for outcome in kept if outcome.fault in names]
+    else:
+        outcomes = asyncio.run(_all(jobs, options.keep, options.quick, options.jobs))
     by_fault: dict[str, list[Outcome]] = collections.defaultdict(list)
     for outcome in sorted(outcomes, key=lambda outcome: (names.index(outcome.fault), outcome.seed)):
         by_fault[outcome.fault].append(outcome)
@@ -66,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_between_markers(options.table, table(by_fault))
         print(f"\nthe table is in {options.table}")
     bad = [outcome for outcome in outcomes if not outcome.good]
-    minutes = (time.monotonic() - began) / 60
-    print(f"\n{len(outcomes)} runs in {minutes:.0f} min, {len(bad)} failed; logs in {options.keep}")
+    minutes = "" if options.report else f" in {(time.monotonic() - began) / 60:.0f} min"
+    print(f"\n{len(outcomes)} runs{minutes}, {len(bad)} failed; logs in {options.keep}")
     for outcome in bad:
         print(f"\n{outcome.fault}, seed {outcome.seed}:")
         for sentence in [*outcome.failures, *outcome.verdict.examples][:6]:
@@ -118,9 +124,12 @@ async def _start(name: str, seed: int, keep: Path, quick: bool) -> Outcome:
     try:
         said, _ = await asyncio.wait_for(process.communicate(), MOST_S)
     except asyncio.TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        await process.wait()
+        pass
+    finally:
+        if process.returncode is None:  # it hangs, or Ctrl-C: its servers and brokers go with it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     try:
         outcome = Outcome.read(folder / "verdict.json")
     except OSError:
