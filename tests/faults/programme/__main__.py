@@ -62,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = (Outcome.read(path) for path in options.keep.glob("*/verdict.json"))
         outcomes = [outcome for outcome in kept if outcome.fault in names]
     else:
-        outcomes = asyncio.run(_all(jobs, options.keep, options.quick, options.jobs))
+        try:
+            outcomes = asyncio.run(_all(jobs, options.keep, options.quick, options.jobs))
+        except KeyboardInterrupt:
+            print(f"interrupted; what has ended is in {options.keep}, and --report shows it")
+            return 130
     by_fault: dict[str, list[Outcome]] = collections.defaultdict(list)
     for outcome in sorted(outcomes, key=lambda outcome: (names.index(outcome.fault), outcome.seed)):
         by_fault[outcome.fault].append(outcome)
