@@ -1,4 +1,5 @@
-"""Every coroutine test runs on uvloop, as servers do; one that is marked ``both_loops`` runs on asyncio's loop too.
+"""Every coroutine test runs on uvloop, as servers do; one that is marked ``both_loops`` runs on asyncio's loop too, one
+that is marked ``plain_loop`` on that alone.
 A certificate for the tests of TLS is made once."""
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_loops: runs on uvloop and on asyncio's own loop")
+    config.addinivalue_line("markers", "plain_loop: runs on asyncio's own loop")
     if sys.version_info < (3, 11):  # its asyncio lets go of a TLS transport that the peer closed as if nobody had
         config.addinivalue_line("filterwarnings", "ignore:unclosed transport <asyncio.sslproto:ResourceWarning")
     # Some tests hold thousands of sockets, both ends in one process.
@@ -33,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("plain_loop") is not None:
+        return {"asyncio": LOOPS["asyncio"]}
     both = item.get_closest_marker("both_loops") is not None
     return LOOPS if both else {"uvloop": LOOPS["uvloop"]}
 

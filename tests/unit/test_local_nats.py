@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.broker,
+    pytest.mark.plain_loop,  # that of the supervisor
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
 ]
 
@@ -66,7 +67,6 @@ async def says_first(port: int, text: bytes) -> bool:
     return text in line
 
 
-@pytest.mark.both_loops
 async def test_it_is_started_kept_and_ended(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     server = LocalNats(find_nats_server())
     await server.start()

@@ -22,7 +22,10 @@ from street_fast.supervisor import Supervisor, supervise
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.plain_loop,  # as in use: the supervisor has no need for uvloop, and its children are the system's
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
 
 PATIENCE_S = 20
 STAND_IN = """
@@ -122,7 +125,6 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.both_loops
 async def test_it_starts_them_and_ends_them(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
     running = run("good")
     told = await running.ready(capsys)
@@ -134,7 +136,6 @@ async def test_it_starts_them_and_ends_them(run: Callable[..., Run], capsys: pyt
     assert not any(map(is_there, pids))  # and not as zombies either
 
 
-@pytest.mark.both_loops
 async def test_one_that_dies_is_started_again(
     run: Callable[..., Run], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,7 +229,6 @@ async def test_one_that_talks_nonsense_is_killed(
     await running.end()
 
 
-@pytest.mark.both_loops
 async def test_hang_up_replaces_all_one_by_one(
     run: Callable[..., Run], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
