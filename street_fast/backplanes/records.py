@@ -159,7 +159,7 @@ def _other(head: bytes, body: bytes) -> Record | None:
         node, previous, version = match.groups()
         try:
             changes = _decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(str(error)) from None
         joined = {
             member: None if info is None else base64.b64decode(info, validate=True)

@@ -67,6 +67,7 @@ def test_node_ids_are_ids_and_all_different():
         b'S1 p 0123456789abcdef 0 1\n{"joined":{"a":"no base64!"}}',
         b'S1 p 0123456789abcdef 0 1\n{"joined":{"a":5}}',
         b'S1 p 0123456789abcdef 0 1\n{"left":[1]}',
+        b'S1 p 0123456789abcdef 0 1\n{"other":' + b"[" * 100_000,
         b"S1 r 0123456789abcdef\nmore",
         b"S1 q 0123456789abcdef x\n",
         b"\x80\x04\x95cposix\nsystem\n",
