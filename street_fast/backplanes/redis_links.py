@@ -518,6 +518,8 @@ class BusLink:
         self._wake = asyncio.Event()  # of the thread, which is the first to wait for it
         self._tasks: list[asyncio.Task[None]] = []
         self.up = False
+        self.error: Exception | None = None
+        """What has come of it before anybody used it."""
 
     async def open(self) -> dict[str, str]:
         """Connect, and return what INFO says. Raises Unavailable."""

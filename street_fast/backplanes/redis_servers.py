@@ -62,7 +62,7 @@ _OVERDUE_S = 10.0
 _WAIT_PART = 0.6
 """What replicas get of the time that an answer has."""
 _NOTHING_DONE = ("READONLY", "OOM", "NOSCRIPT", "MASTERDOWN", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK",
-                 "TRYAGAIN", "BUSY", "NOPERM", "CROSSSLOT", "NOAUTH", "STALE")  # fmt: skip
+                 "TRYAGAIN", "BUSY", "NOPERM", "CROSSSLOT", "NOAUTH", "STALE", "WRONGTYPE")  # fmt: skip
 """Errors of Redis, and one of our scripts, after which nothing was done."""
 _OF_CLASS = {
     "ReadOnlyError": "READONLY",
@@ -271,7 +271,9 @@ class Servers:
     def bus_said(self, link: BusLink, error: Exception) -> None:
         """A link for the bus has ended, or was refused something."""
         server = self.with_bus(link)
-        if server is not None:
+        if server is None:
+            link.error = error  # perhaps it is about to be used
+        else:
             if kind_of(error) in ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN"):
                 self.look_up()
             self._lose_bus(server, f"the bus has ended: {reason_of(error)}")
@@ -426,6 +428,8 @@ class Servers:
             if why:
                 raise Unavailable(f"{address} {why}")
             await asyncio.wait_for(asyncio.gather(*loaded), timeout_s)
+            if not link.up:  # it has ended with the last answer, and `ended` found it in nobody's hands
+                raise Unavailable(f"{address}: the connection has ended")
         except BaseException as error:
             link.close()
             await link.closed()
@@ -493,6 +497,8 @@ class Servers:
                 info = await link.open()
                 if info.get("run_id", "") != server.run_id:
                     raise Unavailable(f"{link.address} is another server than a moment ago")
+                if link.error is not None:
+                    raise Unavailable(f"{link.address}: the bus has ended: {reason_of(link.error)}")
             except Unavailable as error:
                 link.close()
                 self._report(server, error)
