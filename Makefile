@@ -63,7 +63,8 @@ clean: ## remove .venv and everything that was built
 	@rm -f street_fast/*.so street_fast/*.c
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-PYTEST = $(BIN)/python -m pytest -q
+# As many processes as there are cores: much of the time is waiting.
+PYTEST = $(BIN)/python -m pytest -q -n auto --dist worksteal
 # Where there is a Chromium (or can be), the browser tests must run; where there is none, they are skipped.
 WITH_BROWSER = chromium=$$(sh tools/install_browser.sh) && export STREET_FAST_CHROMIUM="$$chromium" &&
 
