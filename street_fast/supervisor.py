@@ -5,9 +5,10 @@ the kernel shares out the connections; elsewhere all have the same. It never acc
 arrives while a worker is being replaced waits in the queue of its socket, and its successor takes it. So nobody is
 refused when a worker ends, however it ends.
 
-**Workers** are fresh processes (`worker`), not forks: they have the code as it is now, and no descriptor but the
-channel and their sockets. One that dies is started again, at once and then with growing delays. One whose event loop
-has not turned for a minute is killed. If the first start fails, all of it fails, with the reason.
+**Workers** are fresh processes (`worker`), not forks: they have the code as it is now, from where the supervisor has
+its own, and no descriptor but the channel and their sockets. One that dies is started again, at once and then with
+growing delays. One whose event loop has not turned for a minute is killed. If the first start fails, all of it fails,
+with the reason.
 
 **Signals.** SIGTERM and SIGINT: the workers drain, within the time for that, and it ends with 0; a second one kills
 them. SIGHUP: one after the other is replaced; the new one is there before the old one is told to drain.
@@ -26,6 +27,8 @@ import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from street_fast import control
 from street_fast.banner import tell
@@ -48,7 +51,8 @@ __all__ = ["Supervisor", "supervise"]
 
 logger = logging.getLogger("street_fast")
 
-_WORKER = ("-m", "street_fast.worker")
+# Not with -m, which would look in the current folder first, and take another street_fast there for this one.
+_WORKER = ("-c", "import sys; sys.path[:] = sys.argv[3:]; from street_fast.worker import main; main(*sys.argv[1:3])")
 _BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 10.0)
 _STEADY_S = 60.0  # who has served for so long begins with the first delay again
 _START_S = 300.0  # an application may load a lot
@@ -169,6 +173,7 @@ class Supervisor:
         self._stop: asyncio.Event
         self._roll: asyncio.Event
         self._stopping = False
+        self._status = 0
         self._restarts = 0
 
     async def run(self) -> int:
@@ -190,7 +195,7 @@ class Supervisor:
         finally:
             self._stopping = True
             await self._end()
-        return 0
+        return self._status
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -201,6 +206,7 @@ class Supervisor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("the supervisor has failed, and ends", exc_info=task.exception())
+            self._status = 1
             self._stop.set()
 
     # --- signals ---
@@ -248,15 +254,20 @@ class Supervisor:
         return answer
 
     async def _answer_of(self, process: _Process) -> Ready | Failed:
+        """What it says when it has started. Who has not is gone then."""
         try:
             answer = await asyncio.wait_for(asyncio.shield(process.ready), _START_S)
         except asyncio.TimeoutError:
+            answer = Failed(f"worker {process.number} was not ready within {_START_S:g} s")
             process.signal(signal.SIGKILL)
-            return Failed(f"worker {process.number} was not ready within {_START_S:g} s")
-        if answer is None:
+        if isinstance(answer, Ready):
+            return answer
+        try:
+            await asyncio.wait_for(process.gone.wait(), _LAST_WORDS_S)
+        except asyncio.TimeoutError:  # a thread of the application keeps it
+            process.signal(signal.SIGKILL)
             await process.gone.wait()
-            return Failed(f"worker {process.number} ended before it was ready ({process.end})")
-        return answer
+        return answer or Failed(f"worker {process.number} ended before it was ready ({process.end})")
 
     def _tell(self, ready: Ready) -> None:
         facts = dict(ready.facts)
@@ -277,6 +288,7 @@ class Supervisor:
                 *_WORKER,
                 str(theirs.fileno()),
                 str(slot.number),
+                *sys.path,
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *descriptors],
                 start_new_session=True,  # Ctrl-C is for the supervisor, which tells them
@@ -292,6 +304,16 @@ class Supervisor:
         worker.waiting = asyncio.create_task(self._wait(worker))
         channel.send(Begin(self._options, slot.number, descriptors))
         return worker
+
+    async def _launch_at_last(self, slot: _Slot) -> _Process:
+        """The same, when the system has the memory, the process and the descriptors for it."""
+        while True:
+            try:
+                return await self._launch(slot)
+            except OSError as error:
+                delay_s = _BACKOFF_S[-1]
+                logger.error("worker %s cannot be started: %s; trying again in %g s", slot.number, error, delay_s)
+                await asyncio.sleep(delay_s)
 
     async def _listen(self, worker: _Process) -> None:
         """Takes in what a worker says, until it has ended."""
@@ -348,7 +370,7 @@ class Supervisor:
                 logger.error("worker %s has ended (%s); it is started again %s", slot.number, worker.end, when)
                 await asyncio.sleep(delay_s)
                 self._restarts += 1
-                slot.current = await self._launch(slot)
+                slot.current = await self._launch_at_last(slot)
             answer = await self._answer_of(slot.current)
             if self._stopping:
                 return
@@ -387,7 +409,12 @@ class Supervisor:
 
     async def _replace(self, slot: _Slot) -> bool:
         async with slot.changing:
-            old, new = slot.current, await self._launch(slot)
+            old = slot.current
+            try:
+                new = await self._launch(slot)
+            except OSError as error:
+                logger.error("worker %s is not replaced: %s", slot.number, error)
+                return False
             answer = await self._answer_of(new)
             if isinstance(answer, Failed):
                 logger.error(
@@ -450,6 +477,7 @@ class Supervisor:
         http.get("/readyz", self._readyz)
         http.get("/metrics", self._metrics)
         await http.listen(self._options.ops_host, port)
+        self._options = msgspec.structs.replace(self._options, ops_port=http.port)  # the workers tell where it is
 
     async def _readyz(self, request: Request) -> Response:
         return ready_response(await self._why_not_ready())

@@ -1,4 +1,4 @@
-"""One process of ``street-fast serve --workers N``: ``python -m street_fast.worker DESCRIPTOR NUMBER``.
+"""One process of ``street-fast serve --workers N``: the supervisor starts it with ``main(DESCRIPTOR, NUMBER)``.
 
 The descriptor is the channel to the supervisor (see `control`), the number is for those who look at a list of
 processes. It serves on the sockets that it has inherited, beats while its event loop turns, and answers what the
@@ -16,7 +16,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -176,7 +175,3 @@ def _end_alone(sock: socket.socket, drain_timeout_s: float) -> None:
     gone.poll()
     time.sleep(drain_timeout_s + _ALONE_S)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

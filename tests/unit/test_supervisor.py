@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 
 PATIENCE_S = 20
+COMMAND = module._WORKER
 STAND_IN = """
 import json, os, signal, socket, sys, threading, time
 channel = socket.socket(fileno=int(sys.argv[1])).makefile("rw")
@@ -42,7 +44,9 @@ if mode == "stubborn": signal.signal(signal.SIGTERM, lambda *_: None)
 if mode == "dies" or (mode == "later" and life in (2, 3)): os._exit(3)
 if mode == "fails" or (mode == "old" and life > 1):
     say(type="Failed", problem=f"worker {number} is broken", traceback="Traceback: here", status=2)
+    if life == 2: time.sleep(3600)  # as with a thread of the application
     sys.exit(2)
+if mode == "path": open(f"{folder}/path{number}", "w").write(json.dumps(sys.argv[3:]))
 if mode == "waits": time.sleep(3600)
 say(type="Ready", facts=[["WebSocket", "ws://h/"]])
 if mode == "nonsense": say(type="Nonsense")
@@ -179,6 +183,62 @@ async def test_one_that_is_never_ready(run: Callable[..., Run], monkeypatch: pyt
     running.sock.close()
 
 
+async def test_they_have_the_code_of_the_supervisor(
+    run: Callable[..., Run], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    running = run("path")
+    await running.ready(capsys)
+    assert json.loads((tmp_path / "path1").read_text()) == sys.path
+    assert await running.end() == 0
+
+
+def test_a_worker_does_not_look_in_the_current_folder(tmp_path: Path) -> None:
+    right, wrong = tmp_path / "elsewhere", tmp_path / "here"
+    for folder in (right, wrong):
+        (folder / "street_fast").mkdir(parents=True)
+        (folder / "street_fast/__init__.py").touch()
+        (folder / "street_fast/worker.py").write_text(f"def main(*arguments): print({folder.name!r}, *arguments)")
+    command = [sys.executable, *COMMAND, "12", "1", str(right), *sys.path]
+    told = subprocess.run(command, cwd=wrong, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert told.stdout == "elsewhere 12 1\n", told.stderr
+
+
+async def test_a_worker_that_the_system_has_no_room_for_is_tried_again(
+    run: Callable[..., Run],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = run("good")
+    await running.ready(capsys)
+    start, tries = asyncio.create_subprocess_exec, iter([1, 2])
+
+    async def full(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        if next(tries, None):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+    os.kill(os.getpid(), signal.SIGHUP)
+    await until(lambda: "worker 1 is not replaced: [Errno 11]" in caplog.text)
+    os.kill(running.current[0], signal.SIGKILL)
+    await until(lambda: len(running.lives()) == 2)
+    assert "worker 1 cannot be started: [Errno 11] Resource temporarily unavailable; trying again in" in caplog.text
+    assert await running.end() == 0
+
+
+async def test_what_fails_in_it_is_its_end_and_no_success(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> str:
+        raise RuntimeError("as never before")
+
+    monkeypatch.setattr(module, "find_nats_server", broken)
+    running = run("wants")
+    assert await asyncio.wait_for(running.task, PATIENCE_S) == 1
+    running.sock.close()
+
+
 async def test_a_signal_during_the_start_ends_it(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
     running = run("waits")
     await until(lambda: running.lives(1) and running.lives(2))
@@ -256,6 +316,7 @@ async def test_hang_up_with_a_broken_new_version_changes_nothing(
     assert "worker 1 is not replaced, because its successor cannot start: worker 1 is broken\nTraceback" in caplog.text
     assert running.current == before
     assert all(map(is_there, before))
+    assert not is_there(running.lives()[-1])  # nor does the new one stay, whatever keeps it
     assert running.lives(2) == [before[1]]
     assert await running.end() == 0
 
@@ -307,6 +368,7 @@ async def test_it_answers_for_all_on_a_port_of_its_own(
     await running.ready(capsys)
     assert running.supervisor._ops_http is not None
     port = running.supervisor._ops_http.port
+    assert running.supervisor._options.ops_port == port  # of which the workers tell
     assert await ask(port, "/healthz") == (200, "ok\n")
     assert await ask(port, "/readyz") == answer
     status, text = await ask(port, "/metrics")

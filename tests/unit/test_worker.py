@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from street_fast.control import (
     Snapshot,
 )
 from street_fast.options import Options
+from street_fast.supervisor import _WORKER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,9 +77,8 @@ class Under:
         self.port = self.sock.getsockname()[1]
         self._above = above
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "street_fast.worker", str(below.fileno()), "1"],
+            [sys.executable, *_WORKER, str(below.fileno()), "1", str(ROOT), *sys.path],
             pass_fds=[below.fileno(), self.sock.fileno()],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
         )
