@@ -14,6 +14,7 @@ import fnmatch
 import inspect
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from street_fast.messages import (
     write,
 )
 from street_fast.publishing import Outlet
+from street_fast.seldom import Seldom
 
 if TYPE_CHECKING:
     from street_fast.backplanes import Backplane
@@ -116,6 +118,8 @@ class Exchange(Outlet):
         self._catching_up: dict[str, dict[object, CatchUp]] = {}  # by channel and sink
         self._places: dict[str, Position] = {}  # where those are who are not catching up, by channel
         self._follow = follow
+        self._say_refused = Seldom(logger.warning, time.monotonic)
+        self._say_failed = Seldom(logger.error, time.monotonic)
         self._lingers = False
         self._calls: NodeCalls | None = None
         self.has_nodes = False
@@ -238,6 +242,10 @@ class Exchange(Outlet):
             self.unavailable += 1
         else:
             self.unknown += 1
+
+    def say_failed(self, channel: str, error: BaseException) -> None:
+        """A publish has failed that nobody awaits. A broker that is away makes many of them."""
+        self._say_failed("publishing to channel %r failed: %s", channel, error)
 
     # --- what the backplane says ---
 
@@ -380,7 +388,7 @@ class Exchange(Outlet):
 
     def _not_ours(self, channel: str, what: str) -> None:
         self.refused += 1
-        logger.warning("channel %r: what came over the backplane is not from a Realtime: %s", channel, what)
+        self._say_refused("channel %r: what came over the backplane is not from a Realtime: %s", channel, what)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

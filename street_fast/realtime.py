@@ -312,9 +312,10 @@ class Realtime:
     def publish(self, channel: str, data: object, *, key: str | None = None) -> Awaitable[Receipt]:
         """Publishes to the subscribers of `channel`. `data` is anything that JSON can hold.
 
-        It need not be awaited: it is on its way when this returns, and an error is logged. Who awaits it gets a
-        `Receipt` when the message is accepted (and stored, if the channel keeps history), or an error: Unavailable (it
-        was not published), OutcomeUnknown (perhaps it was). `key` makes a second try harmless for five minutes.
+        It need not be awaited: it is on its way when this returns, and an error is logged; of many in a row one in ten
+        seconds, with their number. Who awaits it gets a `Receipt` when the message is accepted (and stored, if the
+        channel keeps history), or an error: Unavailable (it was not published), OutcomeUnknown (perhaps it was). `key`
+        makes a second try harmless for five minutes.
 
         Raises ValueError for a bad channel or key, TypeError for data that JSON cannot hold, and RuntimeError before
         `start` and in another thread: use ``loop.call_soon_threadsafe(realtime.publish, channel, data)`` there.
@@ -622,7 +623,7 @@ class _Publishing:
         if error is not None:
             self._exchange.note_failed(error)
             if not self._awaited:
-                logger.error("publishing to channel %r failed: %s", self._channel, error)
+                self._exchange.say_failed(self._channel, error)
 
 
 def _failed(error: Exception) -> asyncio.Future[Published]:

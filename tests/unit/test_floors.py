@@ -16,7 +16,7 @@ import street_fast
 PACKAGE = Path(street_fast.__file__).parent
 
 FLOORS: list[set[str]] = [
-    {"errors", "limits", "memory_limit", "metric_names", "metrics", "process_stats"},
+    {"errors", "limits", "memory_limit", "metric_names", "metrics", "process_stats", "seldom"},
     {"_frames", "_frames_py", "_wheel", "_wheel_py", "request", "handshake", "jwt_keys", "messages"},
     {"_connection", "_connection_py", "_core", "_intake", "_intake_py", "slow_consumers"},
     {
