@@ -38,6 +38,7 @@ from street_fast.backplanes.redis_scripts import PUBLISH, READ, RESET, TELL_ONCE
 from street_fast.backplanes.redis_servers import Hooks, Server, Servers
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits, checked_limits
+from street_fast.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -158,6 +159,7 @@ class RedisBackplane:
         context = LoopContext.of() if self._context is None else self._context
         self._time = context.time
         self._begin_counting()
+        self._say_poisoned = Seldom(logger.warning, self._time)
         self._node = records.new_node_id()
         self._head = records.message(self._node, Publication(b"", None, None))
         self._dice = random.Random(os.urandom(16))  # noqa: S311 - tells histories apart, and is no secret
@@ -330,9 +332,13 @@ class RedisBackplane:
             if isinstance(reply, Exception):
                 self._not_published(server, reply, future)
                 return
-            epoch, offset, tag, duplicate = reply
-            position = Position(epoch.decode(), int(offset), tag.decode())
-            published = Published(position, bool(duplicate))
+            try:
+                position, duplicate = _top_of(reply), bool(reply[3])
+            except ValueError as error:
+                self._poison(channel)
+                self._not_published(server, error, future)
+                return
+            published = Published(position, duplicate)
             if not duplicate and self._sink is not None:
                 self._following.acknowledged(channel, publication._replace(position=position))
             if self._replicas:
@@ -526,7 +532,7 @@ class RedisBackplane:
     def _ask_place(self, server: Server, channel: str, interest: _Interest) -> None:
         def answered(reply: Any) -> None:
             if self._interests.get(channel) is interest and isinstance(reply, list):
-                self._following.begun(channel, _top_of(reply))
+                self._following.begun(channel, self._top(channel, reply))
 
         if server.command is not None:
             ask(server.command, self._read_command(server, channel, None, 0), answered)
@@ -561,13 +567,13 @@ class RedisBackplane:
             self._fail_waiting(interest)
             interest.missed = True  # _tick asks again
             return
+        top = None if reply is None else self._top(channel, reply)
         if interest.missed:
             interest.missed = False
             self._following.interrupted([channel])
-        elif reply is not None and place is not None:
-            self._compare(channel, place, _top_of(reply))
-        if reply is not None:
-            self._following.begun(channel, _top_of(reply))
+        elif top is not None and place is not None:
+            self._compare(channel, place, top)
+        self._following.begun(channel, top)
         interest.placed = True
         self._hear(channel, interest)
 
@@ -622,7 +628,7 @@ class RedisBackplane:
         try:
             record = records.decode(data)
         except ValueError:
-            self._poisoned += 1
+            self._poison(name)
             return
         self._received += 1
         what, publication = record.kind, record.publication
@@ -713,8 +719,16 @@ class RedisBackplane:
                 self._servers.refused(server, reply)
                 if not future.done():
                     future.set_exception(Unavailable(f"the history cannot be read: {reason_of(reply)}"))
-            elif not future.done():
-                future.set_result(self._page(reply, since, limit))
+                return
+            try:
+                page = self._page(channel, reply, since, limit)
+            except ValueError as error:
+                self._poison(channel)
+                if not future.done():
+                    future.set_exception(Unavailable(f"the history cannot be read: {error}"))
+            else:
+                if not future.done():
+                    future.set_result(page)
 
         command.ask(self._read_command(server, channel, since, limit), answered)
 
@@ -724,8 +738,11 @@ class RedisBackplane:
             words += [since.epoch.encode(), b"%d" % since.offset]
         return READ.call(self._route(channel).keys, words)
 
-    def _page(self, reply: list[Any], since: Position | None, limit: int) -> Page:
-        """What READ has returned. Of a history with something that is not ours nothing can be said but its top."""
+    def _page(self, channel: str, reply: list[Any], since: Position | None, limit: int) -> Page:
+        """What READ has returned. Of a history with something that is not ours nothing can be said but its top.
+
+        Raises ValueError if that is not ours either.
+        """
         top = _top_of(reply)
         floor = Position.start_of(top.epoch) if int(reply[3]) == top.offset else None
         entries = []
@@ -736,9 +753,21 @@ class RedisBackplane:
                     raise ValueError("no message that is kept")
                 entries.append(publication)
         except ValueError:
-            self._poisoned += 1
+            self._poison(channel)
             return Page([], top, False)
         return page_of(entries, top, floor, since, limit)
+
+    def _top(self, channel: str, reply: list[Any]) -> Position | None:
+        """The position that READ has returned; None if somebody else has written there."""
+        try:
+            return _top_of(reply)
+        except ValueError:
+            self._poison(channel)
+            return None
+
+    def _poison(self, where: str | bytes) -> None:
+        self._poisoned += 1
+        self._say_poisoned("Redis %s: what came of %r is not ours; skipped", self._place, where)
 
     def _catch_up(self, channel: str, since: Position) -> None:
         """`Following` asks for what came after `since`."""
@@ -782,8 +811,9 @@ class RedisBackplane:
             return
 
         def answered(reply: Any) -> None:
-            if not isinstance(reply, Exception) and self._sink is not None:
-                self._compare(channel, place, _top_of(reply))
+            top = None if isinstance(reply, Exception) else self._top(channel, reply)
+            if top is not None and self._sink is not None:
+                self._compare(channel, place, top)
 
         ask(server.command, self._read_command(server, channel, None, 0), answered)
 
@@ -1006,4 +1036,7 @@ def _look_at(future: asyncio.Future[Any]) -> None:
 
 
 def _top_of(reply: list[Any]) -> Position:
-    return Position(reply[0].decode(), int(reply[1]), reply[2].decode())
+    """The position in what one of our scripts has returned. Raises ValueError if it found what others have written."""
+    if len(reply) < 4:
+        raise ValueError("what is in Redis is no position of ours")
+    return Position.parse(f"{reply[0].decode()}:{int(reply[1])}:{reply[2].decode()}")

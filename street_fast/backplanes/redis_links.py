@@ -30,6 +30,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from street_fast.backplanes import Unavailable
 from street_fast.errors import ConfigurationError
+from street_fast.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -257,6 +258,7 @@ class CommandLink:
         self._timeout_s = timeout_s
         self._most_bytes = most_bytes
         self._clock = clock
+        self._say_failed = Seldom(logger.exception, clock)
         self._not_told = not_told
         self._ended = ended
         self._out: list[bytes] = []
@@ -368,7 +370,7 @@ class CommandLink:
             else:
                 entry(reply)
         except Exception:
-            logger.exception("the answer of Redis to a command was not taken")
+            self._say_failed("the answer of Redis to a command was not taken")
 
     async def closed(self) -> None:
         """Return when nothing of it runs any more."""
@@ -418,6 +420,7 @@ class BusThread:
 
     def __init__(self, take: Callable[[BusLink, Any], None], most_bytes: int, echo: bytes) -> None:
         self._take = take
+        self._say_failed = Seldom(logger.exception, time.monotonic)
         self._most_bytes = most_bytes
         self.echo = echo
         self._main = asyncio.get_running_loop()
@@ -495,7 +498,10 @@ class BusThread:
             self._taken_bytes += size
             if self._stopping:
                 return
-            take(link, message)
+            try:
+                take(link, message)
+            except Exception:
+                self._say_failed("a message of Redis could not be taken in")
             count += 1
             if count & 63 == 0 and time.monotonic() - started > _TAKE_S:
                 if inbox and not self._awake:
@@ -518,8 +524,6 @@ class BusLink:
         self._wake = asyncio.Event()  # of the thread, which is the first to wait for it
         self._tasks: list[asyncio.Task[None]] = []
         self.up = False
-        self.error: Exception | None = None
-        """What has come of it before anybody used it."""
 
     async def open(self) -> dict[str, str]:
         """Connect, and return what INFO says. Raises Unavailable."""

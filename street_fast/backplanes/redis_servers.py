@@ -271,9 +271,7 @@ class Servers:
     def bus_said(self, link: BusLink, error: Exception) -> None:
         """A link for the bus has ended, or was refused something."""
         server = self.with_bus(link)
-        if server is None:
-            link.error = error  # perhaps it is about to be used
-        else:
+        if server is not None:
             if kind_of(error) in ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN"):
                 self.look_up()
             self._lose_bus(server, f"the bus has ended: {reason_of(error)}")
@@ -497,8 +495,6 @@ class Servers:
                 info = await link.open()
                 if info.get("run_id", "") != server.run_id:
                     raise Unavailable(f"{link.address} is another server than a moment ago")
-                if link.error is not None:
-                    raise Unavailable(f"{link.address}: the bus has ended: {reason_of(link.error)}")
             except Unavailable as error:
                 link.close()
                 self._report(server, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import sys
 import time
@@ -17,6 +18,7 @@ from tests.contract.bus import done
 from tests.contract.valkey import settle, until
 from tests.redis_harness import (  # noqa: F401 - fixtures
     LONG,
+    QUICK,
     check_contiguous,
     down,
     new_node_fixture,
@@ -331,6 +333,49 @@ class TestBus:
         assert sink.payloads("c") == numbers(1, 3)
         assert sink.losses == []
         assert node.health().ok
+
+    async def test_what_others_have_written_in_its_place_is_an_error_and_not_for_ever(self, valkey, new_node, caplog):
+        node, sink = await new_node(valkey.url, limits=dataclasses.replace(QUICK, position_check_s=0.1))
+        await done(node.subscribe("c", LONG))
+        await publish(node, "c", 1, 2)
+        route, key = node._route("c"), node._names.key_of("c", "k")
+        meta, stream, _ = route.keys
+        nested = b'S1 p 0123456789abcdef 0 1\n{"x":' + b"[" * 100_000
+        for command in (
+            ("SET", key, "x"),
+            ("LPUSH", key, "x"),
+            ("SET", meta, "x"),
+            ("SET", stream, "x"),
+            ("HSET", meta, "e", b"\xff"),
+            ("HSET", meta, "e", "a b"),
+            ("HSET", meta, "e", ""),
+            ("HSET", meta, "s", "x"),
+            ("HSET", meta, "t", b"\xff"),
+            ("XADD", stream, "2-0", "r", nested, "x", 10**14, "c", 0),
+        ):
+            await publish(node, "c", 1, 1)
+            if command[0] != "HSET":
+                valkey.command("DEL", command[1])
+            valkey.command(*command)
+            answers = [
+                asyncio.ensure_future(done(node.read("c", LONG, since=None, limit=5))),
+                asyncio.ensure_future(done(node.publish("c", b"x", history=LONG, key="k"))),
+            ]
+            assert not (await asyncio.wait(answers, timeout=3))[1], command
+            raised = [answer.exception() for answer in answers if answer.exception() is not None]
+            assert all(isinstance(error, (Unavailable, OutcomeUnknown)) for error in raised), command
+            assert raised or command[2] in ("t", "2-0"), command
+            assert command[:2] != ("SET", meta) or isinstance(raised[1], Unavailable)  # nothing was done
+            await asyncio.sleep(0.15)  # its position is checked, too
+            valkey.command("DEL", meta, stream, key)
+        await settle(node)
+        before = len(sink.payloads("c"))
+        await publish(node, "c", 3, 4)
+        await settle(node)
+        assert sink.payloads("c")[before:] == numbers(3, 4)
+        assert node.stats()["poisoned"] > 3
+        assert 0 < len([record for record in caplog.records if "is not ours" in record.message]) < 3
+        assert not [record for record in caplog.records if record.exc_info]
 
     async def test_records_of_nobody_do_no_harm(self, valkey, new_node):
         node, sink = await new_node(valkey.url)

@@ -12,7 +12,7 @@ import pytest
 
 from street_fast.backplanes import OutcomeUnknown, Unavailable
 from street_fast.backplanes.redis import RedisBackplane
-from street_fast.backplanes.redis_links import BusLink, CommandLink
+from street_fast.backplanes.redis_links import CommandLink
 from street_fast.backplanes.redis_scripts import SCRIPTS, partition_of
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
@@ -80,27 +80,6 @@ class TestConnecting:
 
         monkeypatch.setattr(CommandLink, "call", call_and_end)
         node, sink = await new_node(valkey.url)
-        await up(node)
-        await done(node.subscribe("c", LONG))
-        await publish(node, "c", 1, 2)
-        await settle(node)
-        assert ended
-        assert sink.payloads("c") == numbers(1, 2)
-
-    async def test_so_is_a_bus_and_without_waiting_for_a_probe(self, valkey, new_node, monkeypatch):
-        ended = []
-        opened = BusLink.open
-
-        async def open_and_end(link):
-            info = await opened(link)
-            if not ended:
-                ended.append(link)
-                valkey.command("CLIENT", "KILL", "ID", valkey.command("CLIENT", "LIST").splitlines()[-2].split()[0][3:])
-                await asyncio.sleep(0.2)
-            return info
-
-        monkeypatch.setattr(BusLink, "open", open_and_end)
-        node, sink = await new_node(valkey.url, limits=Limits(backplane_probe_s=60.0))
         await up(node)
         await done(node.subscribe("c", LONG))
         await publish(node, "c", 1, 2)
