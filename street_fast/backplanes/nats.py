@@ -25,6 +25,7 @@ from street_fast.backplanes.nats_nodes import ALL_SID, OWN_SID, Nodes
 from street_fast.backplanes.records import decode, lost, message, new_node_id, signal
 from street_fast.errors import ConfigurationError, StreetError
 from street_fast.limits import Limits, checked_limits
+from street_fast.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -157,6 +158,7 @@ class NatsBackplane:
         self._reads = asyncio.Semaphore(_READS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.poisoned = 0
+        self._say_poisoned = Seldom(logger.warning, self._loop.time)
         self.echoes = 0
         self.dropped = 0
         self._link.start()
@@ -612,8 +614,7 @@ class NatsBackplane:
 
     def _poison(self) -> None:
         self.poisoned += 1
-        if self.poisoned == 1:
-            logger.warning("NATS at %s: what came under %s.> is not ours; skipped", self.shown, self._prefix)
+        self._say_poisoned("NATS at %s: what came under %s.> is not ours; skipped", self.shown, self._prefix)
 
     def _take_channel(self, channel: str, data: bytes, headers: bytes | None) -> None:
         following = self._following

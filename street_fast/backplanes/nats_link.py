@@ -29,6 +29,7 @@ import nats.aio.client
 
 from street_fast.backplanes import OutcomeUnknown, Unavailable
 from street_fast.errors import ConfigurationError
+from street_fast.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,7 @@ class Link:
     def start(self) -> None:
         """Begin to connect."""
         self._loop = asyncio.get_running_loop()
+        self._say_failed = Seldom(logger.exception, self._loop.time)
         self._inbox = b"_INBOX." + os.urandom(12).hex().encode()
         self.tried = asyncio.Event()
         self._task = self._loop.create_task(self._run())
@@ -226,7 +228,7 @@ class Link:
             else:
                 self._on_message(sid, subject, reply, data, headers)
         except Exception:
-            logger.exception("a message of NATS could not be taken in")
+            self._say_failed("a message of NATS could not be taken in")
 
     def _answered(self, subject: bytes, data: bytes, headers: bytes) -> None:
         request = self._requests.get(subject)
@@ -300,10 +302,9 @@ class Link:
                     self._error if isinstance(error, nats.errors.NoServersError) and self._error else error
                 )
             finally:
-                await self._finish(client, transport)
+                await self._finish(client, transport, reason)
             if self._task is None:
                 return
-            self._note(reason)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - it spreads reconnects
             wait_s = min(wait_s * 2, _MOST_WAIT_S)
 
@@ -319,8 +320,10 @@ class Link:
         self._on_up()
         self.tried.set()
 
-    async def _finish(self, client: _Client, transport: asyncio.Transport | None) -> None:
+    async def _finish(self, client: _Client, transport: asyncio.Transport | None, reason: str) -> None:
         was_up, self._transport, self._client = self._transport is not None, None, None
+        if self._task is not None:
+            self._note(reason)  # at once: whoever is refused now is told why
         self._out.clear()
         if was_up and self._task is not None:
             self._drop_requests()

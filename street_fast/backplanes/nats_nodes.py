@@ -377,4 +377,7 @@ class Nodes:
 
 def _is_last(headers: bytes, data: bytes) -> bool:
     """Whether no more parts of the members of a channel are to come."""
-    return bool(status(headers)) or decode(data).previous == 0
+    try:
+        return bool(status(headers)) or decode(data).previous == 0
+    except ValueError:  # it is no answer at all
+        return True

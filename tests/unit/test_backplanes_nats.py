@@ -417,7 +417,7 @@ class TestServerThatRefuses:
 
 @pytest.mark.broker
 class TestBus:
-    async def test_what_is_not_ours_is_counted_and_skipped(self, new_node, prefix):
+    async def test_what_is_not_ours_is_counted_and_skipped(self, new_node, prefix, caplog):
         seed = random.randrange(2**32)
         print(f"seed {seed}")
         dice = random.Random(seed)
@@ -434,6 +434,7 @@ class TestBus:
             b"S2 m x -\n",
             b"S1 m\n",
             b"S1 p " + node + b" 0 1\n{",
+            b"S1 p " + node + b' 0 1\n{"other":' + b"[" * 100_000,
             b"S1 q x 1\n",
             b"S1 b 5\nabc",
         ]
@@ -447,6 +448,8 @@ class TestBus:
                 link.publish(f"{prefix}.h.100-100000.c".encode(), data)
         await settle(a, b)
         assert a.stats()["poisoned"] > 100
+        assert 1 <= len(caplog.records) <= 4  # one of each node in ten seconds
+        assert not [record for record in caplog.records if record.exc_info]
         assert a.health().ok
         last = await publish(b, "c", b"2", history=HISTORY)
         await publish(a, "c", b"3", history=HISTORY)
@@ -455,6 +458,15 @@ class TestBus:
         assert last[0].offset == 2
         page = await done(a.read("c", HISTORY, since=None, limit=9))
         assert [publication.payload for publication in page.publications] == [b"1", b"2", b"3"]
+
+    async def test_a_node_that_answers_nonsense_is_one_that_does_not_answer(self, new_node, prefix, caplog):
+        limits = Limits(backplane_timeout_s=0.5)
+        (a, _), (b, _) = [await new_node(server().url, prefix=prefix, limits=limits) for _ in range(2)]
+        await settle(a, b)
+        b._nodes.take_own = lambda last, reply, record: b._link.publish(reply, b"nonsense") if reply else None
+        with pytest.raises(Unavailable, match="do not say who is"):
+            await done(a.members("c"))
+        assert not [record for record in caplog.records if record.exc_info]
 
     async def test_if_nothing_in_a_history_is_ours_it_begins_anew(self, new_node, prefix):
         (a, sink), (b, _) = [await new_node(server().url, prefix=prefix) for _ in range(2)]
