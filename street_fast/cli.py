@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from street_fast.serving import Serving
 
 __all__ = ["main", "options_of"]
+
+logger = logging.getLogger("street_fast")
 
 T = TypeVar("T")
 
@@ -454,17 +457,18 @@ def _serve(options: Options) -> None:
 
         run(start)
     except CannotServe as error:
-        if error.traceback:
-            print(error.traceback, end="", file=sys.stderr)
-        _exit(error, error.status)
+        _exit(options, error, error.status, error.traceback)
     except ConfigurationError as error:
-        _exit(error, 2)
+        _exit(options, error, 2)
     except ListenError as error:
-        _exit(error, 1)
+        _exit(options, error, 1)
     except KeyboardInterrupt:  # while the application is imported
         raise SystemExit(130) from None
 
 
-def _exit(error: StreetError, status: int) -> NoReturn:
-    print(f"street-fast serve: {error}", file=sys.stderr)
+def _exit(options: Options, error: StreetError, status: int, traceback: str = "") -> NoReturn:
+    if options.log_format == "json":
+        logger.error("%s", error, extra={"fields": {"traceback": traceback} if traceback else {}})
+    else:
+        print(f"{traceback}street-fast serve: {error}", file=sys.stderr)
     raise SystemExit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
@@ -281,6 +282,18 @@ def test_what_cannot_be_served_is_one_sentence(capsys: pytest.CaptureFixture[str
     assert [line for line in traceback if "File" in line] == [
         f'  File "{tmp_path / "an_application_that_fails.py"}", line 1, in <module>'
     ]
+
+
+def test_what_cannot_be_served_is_one_object_for_programs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "another_that_fails.py").write_text("1 / 0\n")
+    options = Options(application="another_that_fails:it", app_dir=str(tmp_path), log_format="json")
+    code, err = ends(capsys, options)
+    told = json.loads(err)
+    assert (code, told["level"]) == (1, "error")
+    assert told["message"] == "another_that_fails cannot be imported: ZeroDivisionError: division by zero"
+    assert told["traceback"].endswith("ZeroDivisionError: division by zero\n")
+    code, err = ends(capsys, Options(port=0, api_key=["short"], log_format="json"))
+    assert (code, "traceback" in json.loads(err)) == (2, False)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
