@@ -123,19 +123,22 @@ class LocalNats:
 
     async def _launch(self) -> str | None:
         """Starts it and waits until it answers; otherwise ends it again and returns why."""
-        self._guardian = guardian = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            _GUARDIAN,
-            self._folder,
-            self._program,
-            "-c",
-            str(Path(self._folder) / "conf"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the supervisor, which ends it after the workers
-        )
+        try:
+            self._guardian = guardian = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                _GUARDIAN,
+                self._folder,
+                self._program,
+                "-c",
+                str(Path(self._folder) / "conf"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the supervisor, which ends it after the workers
+            )
+        except OSError as error:  # no memory, no process, no descriptor
+            return str(error)
         assert guardian.stdout is not None
         first = (await guardian.stdout.readline()).decode(errors="replace").strip()
         self._pid = int(first) if first.isdigit() else 0

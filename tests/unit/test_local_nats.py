@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nats
 import pytest
@@ -29,6 +29,11 @@ pytestmark = [
 ]
 
 PATIENCE_S = 20
+
+
+@pytest.fixture(autouse=True)
+def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BACKOFF_S", (0.0, 0.05))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -67,7 +72,9 @@ async def says_first(port: int, text: bytes) -> bool:
     return text in line
 
 
-async def test_it_is_started_kept_and_ended(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+async def test_it_is_started_kept_and_ended(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = LocalNats(find_nats_server())
     await server.start()
     url = server.url
@@ -93,6 +100,20 @@ async def test_it_is_started_kept_and_ended(caplog: pytest.LogCaptureFixture, tm
     await until(lambda: server._pid not in (killed, 0))
     await until(lambda: _is_open(server._port))
     assert not arguments_of(killed)
+
+    start, tries = asyncio.create_subprocess_exec, iter([1, 2])
+
+    async def full(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        if next(tries, None):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+    killed = server._pid
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: server._pid not in (killed, 0))
+    await until(lambda: _is_open(server._port))
+    assert "does not start: [Errno 11] Resource temporarily unavailable" in caplog.text
 
     last = server._pid
     await server.close()
