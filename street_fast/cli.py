@@ -316,7 +316,8 @@ others on this machine can see.
 
 SIGTERM, Ctrl-C  nobody new is let in; who is there is told when to come back
 SIGHUP           with several workers: they are replaced one by one, by the
-                 code and the certificate of now; nobody is refused meanwhile
+                 code and the certificate of now; nobody is refused meanwhile;
+                 one process alone ends, as by SIGTERM
 """
 
 

@@ -1,6 +1,7 @@
 """Runs a server until it is told to stop: the event loop (uvloop where it is installed), signals, a clean end.
 
-SIGINT and SIGTERM start `close()`; a second one ends the process the hard way.
+SIGINT, SIGTERM, and the SIGHUP of a terminal that is closed start `close()`; a second one ends the process the hard
+way. A SIGHUP that is ignored, or handled by others, stays so.
 """
 
 from __future__ import annotations
@@ -77,9 +78,13 @@ async def _main(start: Callable[[], Awaitable[Server]]) -> None:
 
 @contextlib.contextmanager
 def _signals(stopped: asyncio.Event) -> Iterator[None]:
-    """Sets `stopped` at SIGINT and SIGTERM. Windows has no add_signal_handler(): there Ctrl-C cancels the task."""
+    """Sets `stopped` at the signals. Windows has no add_signal_handler(): there Ctrl-C cancels the task."""
     loop = asyncio.get_running_loop()
-    numbers = () if sys.platform == "win32" else (signal.SIGINT, signal.SIGTERM)
+    numbers: list[int] = []
+    if sys.platform != "win32":
+        numbers += [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup, and not in a worker
+            numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, stopped.set)
     try:

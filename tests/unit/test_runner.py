@@ -13,6 +13,12 @@ import pytest
 from street_fast.errors import ListenError
 from street_fast.runner import Server, run, run_until_stopped
 
+CLOSING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+IGNORES = """
+import atexit, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+atexit.register(lambda: print("ignored still:", signal.getsignal(signal.SIGHUP) is signal.SIG_IGN))
+"""
 PROGRAM = """
 import asyncio, sys
 from street_fast.errors import ListenError
@@ -41,14 +47,17 @@ run_until_stopped(start)
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", f"{before}\n{PROGRAM}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", CLOSING)
 @pytest.mark.parametrize("arguments", [["normal"], ["normal", "no-uvloop"]])
 def test_a_signal_closes(number: signal.Signals, arguments: list[str]) -> None:
     with start(*arguments) as process:
@@ -72,6 +81,15 @@ def test_a_second_signal_ends_it_the_hard_way(number: signal.Signals) -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == (0 if number is signal.SIGINT else -signal.SIGTERM)
     assert err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_closed_terminal_is_nothing_to_who_ignores_it() -> None:
+    with start("normal", before=IGNORES) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20) == ("closing\nclosed\nignored still: True\n", "")
 
 
 def test_the_server_ends_by_itself() -> None:
