@@ -33,7 +33,7 @@ _MOST_HELD = 1_000  # messages of one channel, while its history is read
 class _Followed:
     """A channel. `place` is the position of what was delivered last; None as long as that is not known."""
 
-    __slots__ = ("again", "behind", "held", "history", "place", "reading")
+    __slots__ = ("again", "behind", "cut_off", "held", "history", "place", "reading")
 
     def __init__(self, history: History | None) -> None:
         self.history = history
@@ -41,6 +41,7 @@ class _Followed:
         self.reading = False  # `catch_up` was called, and not answered
         self.again = False  # it has to be read once more after that
         self.behind = False  # something is missing, and could not be read yet
+        self.cut_off = False  # something may be missing, and was not looked for yet
         self.held: list[Publication] = []
 
 
@@ -113,6 +114,7 @@ class Following:
         followed = self._channels.get(channel)
         if followed is not None and followed.place is None:
             followed.place = top
+            followed.cut_off = False
 
     def arrive(self, channel: str, publication: Publication) -> None:
         """The bus has brought a message."""
@@ -129,7 +131,7 @@ class Following:
         if followed.behind:
             return  # the read that is due has it
         place = followed.place
-        if place is None or _is_next(place, position):
+        if place is None or _is_next(place, position, followed.cut_off):
             followed.place = position
             self._deliver(channel, followed, publication)
         elif position == place or (place.epoch == position.epoch and position.offset < place.offset):
@@ -144,7 +146,7 @@ class Following:
         if followed is None or followed.reading or followed.behind:
             return
         place, position = followed.place, publication.position
-        if place is not None and position is not None and _is_next(place, position):
+        if place is not None and position is not None and _is_next(place, position, followed.cut_off):
             followed.place = position
             self._deliver(channel, followed, publication)
 
@@ -159,6 +161,13 @@ class Following:
         followed = self._channels.get(channel)
         if followed is not None and followed.history is None:
             self._lose(channel, followed)
+
+    def cut_off(self, channels: Iterable[str]) -> None:
+        """The bus does not carry these for now; when it does again, `interrupted` comes, but messages may come first."""
+        for channel in channels:
+            followed = self._channels.get(channel)
+            if followed is not None:
+                followed.cut_off = True
 
     def interrupted(self, channels: Iterable[str] | None = None) -> None:
         """The bus, which carries these channels (None: all) again, may have lost something of them."""
@@ -194,6 +203,7 @@ class Following:
         followed = self._channels.get(channel)
         if followed is None or not followed.reading or followed.place != since:
             return  # it was closed meanwhile, and perhaps opened again
+        followed.cut_off = False
         if page.recovered:
             for publication in page.publications:
                 followed.place = publication.position
@@ -274,11 +284,12 @@ class Following:
             self._delivering = False
 
 
-def _is_next(place: Position, position: Position) -> bool:
+def _is_next(place: Position, position: Position, cut_off: bool) -> bool:
     """Whether nothing is missing between the two.
 
-    Of a channel in which there was nothing yet, the first message begins its epoch, whichever that is by now.
+    Of a channel in which there was nothing yet, the first message begins its epoch, whichever that is by now; unless
+    it was `cut_off`, and others may have come and gone.
     """
     if place.epoch == position.epoch:
         return position.offset == place.offset + 1
-    return place.offset == 0 and position.offset == 1
+    return place.offset == 0 and position.offset == 1 and not cut_off

@@ -605,6 +605,8 @@ class RedisBackplane:
 
     def _interrupt(self, channels: Iterable[str]) -> None:
         """The bus does not carry them any more."""
+        channels = [*channels]
+        self._following.cut_off(channels)
         for channel in channels:
             interest = self._interests.get(channel)
             if interest is not None:

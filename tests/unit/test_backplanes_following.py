@@ -135,6 +135,25 @@ def test_an_unused_channel_may_begin_in_another_epoch(following, sink, asked):
     assert asked == []
 
 
+@pytest.mark.parametrize("how", ["arrive", "acknowledged"])
+def test_unless_it_was_cut_off_and_a_first_message_may_have_come_and_gone(following, sink, asked, how):
+    following.cut_off(["c", "unknown"])
+    getattr(following, how)("c", kept(1, "f"))
+    assert sink.log == []
+    assert asked == [("c", at(0))] * (how == "arrive")
+    following.interrupted()
+    following.caught_up("c", at(0), page(1, 0, top=1, recovered=False, epoch="f"))
+    following.caught_up("c", at(1, "f"), page(1, 0, top=1, epoch="f"))
+    following.arrive("c", kept(2, "f"))
+    assert payloads(sink) == [None, 2]
+
+
+def test_who_was_cut_off_goes_on_in_its_epoch(following, sink, asked):
+    following.cut_off(["c"])
+    following.arrive("c", kept(1))
+    assert payloads(sink) == [1]
+
+
 def test_another_message_with_the_same_offset_is_another_history(following, asked):
     following.arrive("c", kept(1))
     following.arrive("c", Publication(b"x", at(1)._replace(tag="other")))
