@@ -767,7 +767,7 @@ def _check_presence(
 
 @fault
 async def rolling_restart(run: Run) -> None:
-    """SIGHUP of `serve --workers 4` with 4,000 clients that publish more than 2,000 messages a second"""
+    """SIGHUP of `serve --workers 4` with 4,000 clients that publish, all on two cores"""
     await roll(run, None, 400 if run.quick else 4_000)
 
 
