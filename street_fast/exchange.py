@@ -287,7 +287,8 @@ class Exchange(Outlet):
                 continue
             try:
                 page = self.read_top(name)
-            except Unavailable:
+            except Exception as error:
+                self._cannot_read(name, error)
                 self._tell_gap(name, None)
                 continue
             if inspect.isawaitable(page):
@@ -298,10 +299,16 @@ class Exchange(Outlet):
     async def _tell_gap_later(self, channel: str, page: Awaitable[Page]) -> None:
         try:
             position = (await page).top
-        except Unavailable:
+        except Exception as error:
+            self._cannot_read(channel, error)
             position = None
         if self._gaps.get(channel) is asyncio.current_task():
             self._tell_gap(channel, position)
+
+    def _cannot_read(self, channel: str, error: Exception) -> None:
+        # However it has failed, that something was lost is told, of this channel and of the others.
+        if not isinstance(error, Unavailable):
+            logger.error("the backplane cannot read the history of channel %r", channel, exc_info=error)
 
     def _tell_gap(self, channel: str, position: Position | None) -> None:
         self._gaps.pop(channel, None)

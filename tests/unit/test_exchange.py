@@ -263,9 +263,9 @@ class TestLost:
         world.realtime.exchange.lost("kept")
         assert world.realtime.exchange.place_of("kept") is None
 
-    @pytest.mark.parametrize("fails", [False, True])
+    @pytest.mark.parametrize("error", [None, Unavailable("down"), OSError("as never before")])
     @pytest.mark.parametrize("later", [False, True])
-    async def test_the_history_is_slow_or_away(self, make, later, fails):
+    async def test_the_history_is_slow_or_away(self, make, caplog, later, error):
         class Away(MemoryBackplane):
             away = False
 
@@ -273,13 +273,13 @@ class TestLost:
                 if not self.away:
                     return super().read(*arguments, **options)
                 if not later:
-                    raise Unavailable("down")
+                    raise error or Unavailable("down")
                 return self.read_later(*arguments, **options)
 
             async def read_later(self, *arguments, **options):
                 await asyncio.sleep(0)
-                if fails:
-                    raise Unavailable("down")
+                if error is not None:
+                    raise error
                 return super().read(*arguments, **options)
 
         world = await make(history={"*": History()}, backplane=Away())
@@ -290,8 +290,9 @@ class TestLost:
         world.realtime.exchange.backplane.away = True
         world.realtime.exchange.lost("room")
         await world.settle()
-        told = {"position": position} if later and not fails else {}
+        told = {"position": position} if later and error is None else {}
         assert ada.take() == [{"type": "gap", "channel": "room", "data": told}]
+        assert ("cannot read the history of channel 'room'" in caplog.text) == isinstance(error, OSError)
 
     async def test_a_gap_is_told_before_what_comes_behind_it(self, make):
         class Late(MemoryBackplane):
