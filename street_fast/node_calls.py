@@ -59,8 +59,8 @@ class NodeCalls:
             raise Refused("unavailable", "too much waits for other processes", headers=[("Retry-After", "1")])
         call = NodeCall(next(self._numbers), self.node, connection, checked_text(body))
         future = self._waiting[call.number] = asyncio.get_running_loop().create_future()
-        self._signal(_channel_of(node), write(call))
         try:
+            self._signal(_channel_of(node), write(call))
             answer = await asyncio.wait_for(future, self._timeout_s)
         except asyncio.TimeoutError:
             text = "the process that has this connection does not answer; perhaps it was done"

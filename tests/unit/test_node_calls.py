@@ -86,6 +86,16 @@ async def test_what_is_asked_at_once_is_bounded(monkeypatch):
     assert not nodes.a._waiting
 
 
+async def test_what_cannot_even_be_asked_is_not_waited_for():
+    def broken(channel, payload):
+        raise OSError("as never before")
+
+    calls = NodeCalls(broken, lambda connection, body: None, 10.0)
+    with pytest.raises(OSError, match="as never before"):
+        await calls.ask("01234567", "01234567.x", b"[]")
+    assert not calls._waiting
+
+
 def test_whose_a_connection_is():
     nodes = Nodes()
     assert nodes.a.node_of(f"{nodes.b.node}.x") == nodes.b.node
