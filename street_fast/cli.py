@@ -389,7 +389,10 @@ def options_of(parsed: argparse.Namespace, environment: Mapping[str, str], serve
         if name in given and not tokens:
             option = "--no-guests" if name == "guests" else f"--{name.replace('_', '-')}"
             serve.error(f"{option}: nobody could log in; give --jwt-key or --jwks, too")
-    return Options(**given)
+    options = Options(**given)
+    if options.ops_port and options.uds is None and options.ops_port == options.port:
+        serve.error(f"--ops-port: {options.port} is the --port already; without --ops-port both are on that one")
+    return options
 
 
 def _only(applications: Sequence[str], serve: argparse.ArgumentParser) -> str | None:

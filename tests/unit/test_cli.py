@@ -202,6 +202,7 @@ def test_what_kubernetes_says_of_a_service_of_this_name_is_no_port(
         (["--no-guests"], "--no-guests: nobody could log in; give --jwt-key or --jwks, too"),
         (["--jwt-issuer", "i"], "--jwt-issuer: nobody could log in; give --jwt-key or --jwks, too"),
         (["--jwt-key", "k", "--jwks", "u"], "--jwks: there is a --jwt-key; give one of the two"),
+        (["--port", "9000", "--ops-port", "9000"], "--ops-port: 9000 is the --port already; without --ops-port"),
         (["app:r", "--history", "a=1/1"], "--history: app:r says that itself; it is for a server without one"),
     ],
 )
