@@ -47,6 +47,7 @@ _TICK_S = 0.25
 _START_S = 3.0
 _RETRY_TICKS = 2
 _BATCH_MESSAGES = 64
+_AROUND_A_PAYLOAD = 500  # bytes that a publish takes while it waits
 _SIGNALS_HELD = 64
 _BATCH_BYTES = 262_144
 _REMEMBERED = 10_000  # channels that are to be told of a loss; above it all are
@@ -146,6 +147,7 @@ class NatsBackplane:
         self._confirming: list[tuple[str, _Opening]] = []
         self._unread: dict[str, _Opening] = {}
         self._boxes: dict[str, deque[Pending]] = {}
+        self._boxed_bytes = 0  # about
         self._held: dict[str, list[bytes]] = {}  # signals behind a publish with a key that is not kept
         self._once: dict[tuple[str, str], None] = {}
         self._unsent: set[str] = set()
@@ -207,10 +209,14 @@ class NatsBackplane:
                 return _NOT_KEPT
             if not self._link.up:
                 raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
+        if self._boxed_bytes > self._limits.backplane_pending_bytes:
+            raise Unavailable(f"NATS at {self.shown}: too much waits for an answer already")
+        if box is None:
             box = self._boxes[channel] = deque()
             if history is None:
                 self._held[channel] = []
             self._spawn(self._empty(channel, box))
+        self._boxed_bytes += _size_of(payload)
         future: asyncio.Future[Published] = self._loop.create_future()
         box.append(Pending(future, payload, history, key, skip))
         return future
@@ -324,7 +330,7 @@ class NatsBackplane:
             "delivered": self._following.delivered,
             "conflicts": self._histories.conflicts,
             "pending_publishes": sum(map(len, self._boxes.values())),
-            "pending_out_bytes": self._link.pending_bytes,
+            "pending_out_bytes": self._link.pending_bytes + self._boxed_bytes,
         }
 
     # --- inside: publishing ---
@@ -358,10 +364,12 @@ class NatsBackplane:
     async def _empty(self, channel: str, box: deque[Pending]) -> None:
         """Publish what is in the box, one after the other, until it is empty."""
         batch: list[Pending] = []
+        size = 0
         error: StreetError = OutcomeUnknown("this NatsBackplane was closed meanwhile")
         try:
             while box:
                 batch = self._next_batch(box)
+                size = sum(_size_of(pending.payload) for pending in batch)
                 try:
                     await self._publish(channel, batch)
                 except StreetError as refused:
@@ -369,7 +377,8 @@ class NatsBackplane:
                 except Exception as bug:
                     logger.exception("a publish to channel %r failed", channel)
                     _fail(batch, OutcomeUnknown(f"it failed: {bug!r}"))
-                batch = []
+                self._boxed_bytes -= size
+                batch, size = [], 0
         finally:
             if self._boxes.get(channel) is box:
                 del self._boxes[channel]
@@ -377,6 +386,7 @@ class NatsBackplane:
                     if self._link.up:
                         self._link.publish(self._subject(channel), record)
             _fail(batch, error)
+            self._boxed_bytes -= size + sum(_size_of(pending.payload) for pending in box)
             _fail(box, Unavailable("this NatsBackplane is closed"))
 
     def _next_batch(self, box: deque[Pending]) -> list[Pending]:
@@ -701,6 +711,10 @@ class NatsBackplane:
             error = task.exception()
             if error is not None and not isinstance(error, StreetError):
                 logger.error("a task of the backplane failed", exc_info=error)
+
+
+def _size_of(payload: bytes) -> int:
+    return len(payload) + _AROUND_A_PAYLOAD
 
 
 def _answer(pending: Pending, published: Published) -> None:

@@ -305,6 +305,29 @@ class TestServerThatGoesAway:
 
 
 @pytest.mark.broker
+class TestServerThatStandsStill:
+    async def test_what_waits_for_it_is_bounded(self, own_server, new_node, prefix):
+        limits = dataclasses.replace(QUICK, backplane_pending_bytes=100_000, backplane_timeout_s=1.0)
+        a, _ = await new_node(own_server.url, limits=limits, prefix=prefix)
+        await publish(a, "c", b"1", history=HISTORY)
+        own_server.pause()
+        taken, refused = [], 0
+        for number in range(1_000):
+            try:
+                taken.append(a.publish(f"c{number % 50}" if number % 2 else "c", bytes(1_000), history=HISTORY))
+            except Unavailable:
+                refused += 1
+        assert 50 < len(taken) < 150
+        assert refused == 1_000 - len(taken)
+        assert a.stats()["pending_out_bytes"] >= 100_000
+        results = await asyncio.gather(*taken, return_exceptions=True)
+        assert {type(result) for result in results} <= {OutcomeUnknown, Unavailable}
+        own_server.resume()
+        await until(lambda: a.health().ok)
+        await publish(a, "c", b"2", history=HISTORY)
+        await until(lambda: a.stats()["pending_out_bytes"] == 0)
+
+
 class TestServerThatRefuses:
     async def test_over_tls_who_is_not_trusted_is_left(self, new_node, tmp_path, monkeypatch):
         authority = trustme.CA()
