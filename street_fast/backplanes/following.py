@@ -163,7 +163,7 @@ class Following:
             self._lose(channel, followed)
 
     def cut_off(self, channels: Iterable[str]) -> None:
-        """The bus does not carry these for now; when it does again, `interrupted` comes, but messages may come first."""
+        """The bus does not carry these for now; when it does again, messages may come before `interrupted` does."""
         for channel in channels:
             followed = self._channels.get(channel)
             if followed is not None:
