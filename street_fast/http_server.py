@@ -186,6 +186,7 @@ class HttpServer:
                     self._unix_sockets.append((path, os.stat(path)))
             if sock is not None:
                 sock.setblocking(False)
+                sock.listen(backlog)  # uvloop would not say that it fails
                 if sys.platform != "win32" and sock.family == socket.AF_UNIX:
                     if sys.version_info >= (3, 13):
                         options["cleanup_socket"] = False  # that is our business, if it is
@@ -198,6 +199,8 @@ class HttpServer:
                 listener = await loop.create_server(accept, host, port, **options)
         except (OSError, ValueError) as error:
             self.accepting = bool(self._listeners)
+            if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+                host, port = sock.getsockname()[:2]
             raise listen_error(error, host, port, path) from error
         self._listeners.append(listener)
         if self._closing:  # meanwhile

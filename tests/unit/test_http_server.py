@@ -444,6 +444,21 @@ def test_the_file_of_a_unix_socket_that_was_there_already_stays(on_loop, tmp_pat
     assert (tmp_path / "s").is_socket()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the second cannot even be bound")
+def test_a_socket_on_whose_address_another_one_listens(on_loop):
+    async def main():
+        with socket.socket() as ours, socket.socket() as other:
+            for sock in (ours, other):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            ours.bind(("127.0.0.1", 0))
+            other.bind(ours.getsockname())
+            other.listen()
+            with pytest.raises(ListenError, match=f"^127.0.0.1:{ours.getsockname()[1]} is already in use"):
+                await HttpServer().listen(sock=ours)
+
+    on_loop(main)
+
+
 async def test_a_socket_that_is_none():
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         for sock in ("x", 5, datagrams):
