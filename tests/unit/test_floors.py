@@ -260,6 +260,7 @@ LIBRARIES = {
         "refusals",
         "server_api",
         "session",
+        "supervisor",
     },
     "orjson": {"auth", "jwt_keys", "messages", "request"},
     "uvicorn": {"integrations.uvicorn"},
