@@ -32,7 +32,7 @@ from street_fast._core import LoopContext
 from street_fast.backplanes import Health, OutcomeUnknown, Page, Position, Publication, Published, Unavailable, records
 from street_fast.backplanes.following import Following
 from street_fast.backplanes.reading import SharedReads, page_of
-from street_fast.backplanes.redis_links import BusLink, NotSent, Place, ask, pack, reason_of
+from street_fast.backplanes.redis_links import BusLink, NoAnswer, NotSent, Place, ask, pack, reason_of
 from street_fast.backplanes.redis_members import RedisMembers
 from street_fast.backplanes.redis_scripts import PUBLISH, READ, RESET, TELL_ONCE, Names, milliseconds, partition_of
 from street_fast.backplanes.redis_servers import Hooks, Server, Servers
@@ -375,13 +375,18 @@ class RedisBackplane:
         future: asyncio.Future[Published] = self._loop.create_future()
         future.add_done_callback(_look_at)
 
+        def tell_failed(error: Exception) -> None:
+            said = self._not_published(server, error, future)
+            if isinstance(said, OutcomeUnknown) and self._sink is not None:
+                self._following.lost(channel)  # the others may have got it
+
         def answered(reply: Any) -> None:
             queue = self._keyed[channel]
             queue.popleft()
+            refused = isinstance(reply, Exception) and not isinstance(reply, (NoAnswer, NotSent))
             if isinstance(reply, Exception):
-                said = self._not_published(server, reply, future)
-                if isinstance(said, OutcomeUnknown) and self._sink is not None:
-                    self._following.lost(channel)  # the others may have got it
+                if not refused:
+                    tell_failed(reply)
             else:
                 if not reply and self._sink is not None:
                     self._following.deliver(channel, publication)
@@ -392,6 +397,8 @@ class RedisBackplane:
                     self._following.deliver(channel, behind)
             if not queue:
                 self._keyed.pop(channel, None)
+            if refused:  # it may end the link, which answers all that are behind this one
+                tell_failed(reply)
 
         command.ask(packed, answered)
         self._keyed.setdefault(channel, deque()).append(None)
