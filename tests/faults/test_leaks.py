@@ -12,9 +12,11 @@ import collections
 import contextlib
 import dataclasses
 import gc
+import itertools
 import logging
 import os
 import socket
+import statistics
 import struct
 import sys
 import warnings
@@ -85,11 +87,16 @@ async def assert_nothing_is_left(context: Any, one_round: Callable[[], Awaitable
     assert {kind: number for kind, number in more.items() if kind.__module__.startswith("street_fast")} == {}
     # What leaks at one way leaks at each use of it. Less than that is noise: caches and free lists of others.
     assert {kind: number for kind, number in more.items() if number >= USES - AT_ONCE} == {}
-    # Such a leak shows in each round. The caches of the interpreter and of uvloop are full after some.
-    while len(held) < 4 or held[-1] - held[-4] >= 2 * AT_ONCE:  # a leak takes 3 * AT_ONCE in three rounds
+    # Such a leak shows in each round. The caches of the interpreter and of uvloop are full after some, and what other
+    # threads take or give back shows in few.
+    while len(held) < 8 or _usual_growth(held[-8:]) > AT_ONCE / 2:
         assert len(held) < MOST_ROUNDS, f"blocks after each round: {held}"
         await one_round()
         held.append(blocks())
+
+
+def _usual_growth(held: list[int]) -> float:
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(held))
 
 
 # --- a bare connection ------------------------------------------------------------------------------------------
