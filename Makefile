@@ -45,7 +45,7 @@ lint: $(VENV)/dev $(VENV)/built ## ruff, mypy --strict, stubtest, cython-lint
 fuzz: $(VENV)/dev $(VENV)/built ## a minute of random input to the parsers, judged by others; ARGS='--seconds 600 --seed 7'
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: $(VENV)/dev $(VENV)/built ## real servers and brokers killed, stopped and cut, 40 minutes; ARGS=--quick for five of them
+faults: $(VENV)/dev $(VENV)/built ## real servers and brokers killed, stopped and cut, 25 minutes; ARGS=--quick for three of them
 	@$(BIN)/python -m tests.faults.programme $(ARGS)
 
 sanitize: $(VENV)/dev ## the tests of the C code over a build with AddressSanitizer and UBSan (in build/sanitize)
