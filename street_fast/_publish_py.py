@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from street_fast._core import Frame, fan_out
-from street_fast.backplanes import Published
+from street_fast.backplanes import NOT_KEPT, Published
 from street_fast.messages import UNSET, NewPublication, publication_payload, publish_message, write
 from street_fast.metrics import Histogram
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Outlet", "Publisher"]
 
-_NOT_KEPT = Published(None)
 _RATES_KEPT = 1_024  # of channels whose bucket is full again
 _ROUNDING_S = 1e-6
 _MEASURED_EACH = 17
@@ -141,7 +140,7 @@ class Outlet:
                 self.hub.deliver_to(others, publish_message(channel, json))
             if begun:
                 self.fan_out_s.add(perf_counter() - begun)
-        return _NOT_KEPT
+        return NOT_KEPT
 
     def send(self, channel: str, message: Message, skip: object) -> None:
         """Sends what has just been counted in `delivered`; `skip` as `ChannelHub.deliver` has it."""
@@ -204,7 +203,7 @@ class Publisher:
         except BaseException as error:
             self._publish_failed(envelope, error)
             return None
-        if published is _NOT_KEPT and envelope.id is None:
+        if published is NOT_KEPT and envelope.id is None:
             return None
         return self._published(envelope, ts, published)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
 __all__ = [
+    "NOT_KEPT",
     "Backplane",
     "BackplaneSink",
     "Health",
@@ -145,6 +146,10 @@ class Published(NamedTuple):
     """Where it is kept; None without history."""
     duplicate: bool = False
     """Its key was known: this is the answer that the first publish with that key got, and nothing was published."""
+
+
+NOT_KEPT = Published(None)
+"""What became of a publish without history: always this object, so that who has nothing to tell sees it at once."""
 
 
 class Page(NamedTuple):

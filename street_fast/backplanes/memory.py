@@ -28,7 +28,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from street_fast._core import LoopContext
-from street_fast.backplanes import Health, Page, Position, Publication, Published, Unavailable
+from street_fast.backplanes import NOT_KEPT, Health, Page, Position, Publication, Published, Unavailable
 from street_fast.limits import Limits, checked_limits
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ _AROUND_A_CHANNEL = 1_100
 """Bytes that a channel with messages takes beside them: itself, its timer, its name, and the first block of a deque."""
 _SWEEP_S = 1.0
 """The least time between two looks for what has expired in one channel: a busy one would be looked at every tick."""
-_NOT_KEPT = Published(None)
 
 
 class _Channel:
@@ -143,7 +142,7 @@ class MemoryBackplane:
             if known is not None:
                 return known
         if history is None:
-            publication, published = Publication(payload, None, skip), _NOT_KEPT
+            publication, published = Publication(payload, None, skip), NOT_KEPT
         else:
             publication = self._keep(channel, payload, skip, history, context.time())
             published = Published(publication.position)

@@ -17,7 +17,7 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from street_fast.backplanes import Health, OutcomeUnknown, Publication, Published, Unavailable
+from street_fast.backplanes import NOT_KEPT, Health, OutcomeUnknown, Publication, Published, Unavailable
 from street_fast.backplanes.following import Following
 from street_fast.backplanes.nats_history import Histories, Pending, channel_of, epoch_of, publications_in, token
 from street_fast.backplanes.nats_link import Link, header
@@ -54,7 +54,6 @@ _REMEMBERED = 10_000  # channels that are to be told of a loss; above it all are
 _SUBJECTS = 20_000
 _READS = 64
 _PROBE_OVERDUE_S = 10.0
-_NOT_KEPT = Published(None)
 
 
 class _Opening:
@@ -161,7 +160,6 @@ class NatsBackplane:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.poisoned = 0
         self._say_poisoned = Seldom(logger.warning, self._loop.time)
-        self.echoes = 0
         self.dropped = 0
         self._link.start()
         self._spawn(self._tick())
@@ -206,7 +204,7 @@ class NatsBackplane:
         if box is None:
             if history is None and key is None:
                 self._send(channel, Publication(payload, None, skip))
-                return _NOT_KEPT
+                return NOT_KEPT
             if not self._link.up:
                 raise Unavailable(f"NATS at {self.shown}: {self._link.trouble}")
         if self._boxed_bytes > self._limits.backplane_pending_bytes:
@@ -423,7 +421,7 @@ class NatsBackplane:
             _answer(first, Published(None, not new))
         else:
             self._send(channel, Publication(first.payload, None, first.skip))
-            _answer(first, _NOT_KEPT)
+            _answer(first, NOT_KEPT)
 
     # --- inside: subscribing and reading ---
 
@@ -603,9 +601,7 @@ class NatsBackplane:
     def _take(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         channel = self._channels.get(sid)
         if channel is not None:
-            if headers is None and data.startswith(self._own_message):
-                self.echoes += 1
-            else:
+            if headers is not None or not data.startswith(self._own_message):  # its own were delivered at once
                 self._take_channel(channel, data, headers)
             return
         try:

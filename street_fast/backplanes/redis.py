@@ -29,7 +29,17 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from street_fast._core import LoopContext
-from street_fast.backplanes import Health, OutcomeUnknown, Page, Position, Publication, Published, Unavailable, records
+from street_fast.backplanes import (
+    NOT_KEPT,
+    Health,
+    OutcomeUnknown,
+    Page,
+    Position,
+    Publication,
+    Published,
+    Unavailable,
+    records,
+)
 from street_fast.backplanes.following import Following
 from street_fast.backplanes.reading import SharedReads, page_of
 from street_fast.backplanes.redis_links import BusLink, NoAnswer, NotSent, Place, ask, pack, reason_of
@@ -50,7 +60,6 @@ __all__ = ["RedisBackplane"]
 
 logger = logging.getLogger("street_fast")
 
-_NOT_KEPT = Published(None)
 _CHANNELS_REMEMBERED = 10_000
 """Names worked out, and channels with something unsent; above it all channels count as such."""
 _SUBSCRIBE_AT_ONCE = 512
@@ -271,7 +280,7 @@ class RedisBackplane:
                 self._keyed[channel].append(publication)
             else:
                 self._following.deliver(channel, publication)
-        return _NOT_KEPT
+        return NOT_KEPT
 
     def signal(self, channel: str, payload: bytes) -> None:
         """See `Backplane.signal`."""
