@@ -206,6 +206,11 @@ class Nodes:
         if self._telling is None:
             self._telling = self._loop.call_soon(self._tell)
 
+    def _tell_now(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell()
+
     def _tell(self) -> None:
         self._telling = None
         link = self._link
@@ -325,15 +330,14 @@ class Nodes:
         self._link.publish(self._subject(node, "="), self._question)
 
     def _answer_all(self, node: str) -> None:
+        self._tell_now()  # what is told between the answers and their end is in none of them
         for channel, _, _ in [*self._own.all()]:
             self._answer(self._subject(node, token(channel)), channel)
         version, _ = self._own.of("")
         self._link.publish(self._subject(node, "="), presence_changed(self._node, 0, version, {}, []))
 
     def _answer(self, subject: bytes, channel: str) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._tell()
+        self._tell_now()
         version, members = self._own.of(channel)
         items = [*members.items()]
         starts = range(0, max(1, len(items)), _IN_ONE_MESSAGE)

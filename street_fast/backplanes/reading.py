@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from street_fast.backplanes import Page
@@ -57,7 +58,7 @@ class SharedReads(Generic[Key, Value]):
         task = self._next.get(key)
         if task is None:
             task = self._next[key] = asyncio.get_running_loop().create_task(self._run(key))
-            task.add_done_callback(_look_at)
+            task.add_done_callback(functools.partial(self._ended, key))
         return await asyncio.shield(task)
 
     def cancel(self) -> None:
@@ -66,20 +67,16 @@ class SharedReads(Generic[Key, Value]):
             task.cancel()
 
     async def _run(self, key: Key) -> Value:
-        try:
-            before = self._running.get(key)
-            if before is not None:
-                await asyncio.wait([before])
-        finally:
-            task = self._next.pop(key)
-        self._running[key] = task
-        try:
-            return await self._fetch(key)
-        finally:
-            del self._running[key]
+        before = self._running.get(key)
+        if before is not None:
+            await asyncio.wait([before])
+        self._running[key] = self._next.pop(key)
+        return await self._fetch(key)
 
-
-def _look_at(task: asyncio.Task[Value]) -> None:
-    """Nobody may be left to hear of the error."""
-    if not task.cancelled():
-        task.exception()
+    def _ended(self, key: Key, task: asyncio.Task[Value]) -> None:
+        """Also of a task that was cancelled before its first step, of which it knows nothing itself."""
+        for tasks in (self._next, self._running):
+            if tasks.get(key) is task:
+                del tasks[key]
+        if not task.cancelled():
+            task.exception()  # nobody may be left to hear of it

@@ -695,6 +695,21 @@ class TestNodes:
         await settle(a, b)
         assert changes == []
 
+    async def test_who_comes_while_a_node_tells_of_all_its_channels_does_not_leave_again(self, new_node, prefix):
+        (a, _), (b, sink) = [await new_node(server().url, prefix=prefix) for _ in range(2)]
+        a.join("c", "ann", None)
+        for channel in ("c", "d"):
+            await done(b.subscribe(channel))
+        await settle(a, b)
+        changes = []
+        sink.members_changed = lambda *change: changes.append(change)
+        b._nodes._ask_all(a._node)
+        a.join("d", "ann", None)
+        assert a._nodes.telling
+        a._nodes._answer_all(b._node)
+        await settle(a, b)
+        assert changes == [("d", [("ann", None)], [])]
+
     async def test_many_members_come_in_parts(self, new_node, prefix):
         (a, _), (b, sink), (c, sink_c) = [await new_node(server().url, prefix=prefix) for _ in range(3)]
         await done(c.subscribe("c"))

@@ -94,6 +94,19 @@ class TestSharedReads:
         gate.set()
         assert await other == "c"
 
+    async def test_one_that_is_cancelled_before_its_first_step_is_forgotten(self):
+        async def fetch(key):
+            return key
+
+        reads = SharedReads(fetch)
+        one = asyncio.ensure_future(reads.read("c"))
+        await asyncio.sleep(0)
+        assert reads._next
+        reads.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await one
+        assert await reads.read("c") == "c"
+
     async def test_cancel_ends_all(self):
         async def fetch(key):
             await asyncio.Event().wait()
