@@ -47,9 +47,13 @@ run_until_stopped(start)
 """
 
 
+# Who runs the tests may ignore it, as under nohup.
+HEARS_ALL = "import signal; hasattr(signal, 'SIGHUP') and signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+
+
 def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", f"{before}\n{PROGRAM}", *arguments],
+        [sys.executable, "-c", f"{HEARS_ALL}\n{before}\n{PROGRAM}", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
