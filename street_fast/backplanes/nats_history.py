@@ -51,6 +51,8 @@ __all__ = ["Histories", "Pending", "channel_of", "epoch_of", "packed", "publicat
 logger = logging.getLogger("street_fast")
 
 _POSITION_S = 3_600.0
+_EXPECTED = b"Nats-Expected-Last-Subject-Sequence"
+_STEPS_BACK = 16  # to go to a message by its number is cheap, to look for the next one of a channel is not
 _READ_BATCH = 1_000
 _READ_BYTES = 1_048_576  # at once: the server counts what this node has not taken yet
 _TAILS = 10_000
@@ -138,6 +140,7 @@ class _Stored(msgspec.Struct):
     seq: int
     time: str
     data: str = ""
+    hdrs: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -150,8 +153,8 @@ _ack = msgspec.json.Decoder(_Ack).decode
 _answer = msgspec.json.Decoder(_Answer).decode
 _json = msgspec.json.Encoder().encode
 
-_Message = tuple[int, bytes, float]
-"""Sequence, data and time of a stored message."""
+_Message = tuple[int, bytes, float, int]
+"""Sequence, data and time of a stored message, and the sequence of the one before it in its channel (0: unknown)."""
 _Kept = tuple[list[Publication], Position, "Position | None"]
 """What is kept of a channel, oldest first; the position of its newest message; and that before the first one here."""
 
@@ -369,7 +372,8 @@ class Histories:
                 if answer.message is not None:
                     self._went_well()
                     stored = answer.message
-                    return stored.seq, base64.b64decode(stored.data), _time(stored.time)
+                    headers = base64.b64decode(stored.hdrs)
+                    return stored.seq, base64.b64decode(stored.data), _time(stored.time), _previous(headers)
                 if answer.error is not None and answer.error.code == 404 and answer.error.err_code != _STREAM_NOT_FOUND:
                     return None
                 stream.ready = None
@@ -390,6 +394,18 @@ class Histories:
         message = _message(headers, data)
         self._went_well()
         return message
+
+    async def _numbered(self, stream: _Stream, subject: str, sequence: int) -> _Message | None:
+        """The message with this number, if it is still there, and of this subject. Raises Unavailable."""
+        if not sequence:
+            return None
+        try:
+            body = _json({"seq": sequence})
+            headers, data = await self._link.request(f"$JS.API.DIRECT.GET.{stream.name}".encode(), body)
+        except OutcomeUnknown as error:
+            raise Unavailable(str(error)) from None
+        message = self._direct(stream, headers, data)
+        return message if header(headers, b"Nats-Subject") == subject.encode() else None
 
     async def _from(self, stream: _Stream, subject: str, sequence: int) -> list[_Message]:
         """All messages of a subject from `sequence` on. Raises Unavailable."""
@@ -512,9 +528,11 @@ class Histories:
         """A page, see `Backplane.read`. Raises Unavailable."""
         if limit == 0 and since is None:
             return Page([], await self.top(channel, history), False)
-        mark = self._marks.get(channel)
-        if mark is not None and mark[1] == since:
-            page = await self._read_on(channel, history, mark[0], since, limit)
+        if since is not None:
+            page = await self._read_back(channel, history, since, limit)
+            mark = self._marks.get(channel)
+            if page is None and mark is not None and mark[1] == since:
+                page = await self._read_on(channel, history, mark[0], since, limit)
             if page is not None:
                 return page
         entries, top, floor = await self._pages.read((channel, history))
@@ -524,20 +542,48 @@ class Histories:
         """The page after `since`, where the message with this sequence ends; None if it takes more to know."""
         stream = self._stream(history)
         messages = await self._all_of(stream, stream.subject + token(channel), sequence)
-        if not messages:
+        if not messages or messages[0][0] != sequence:
             return None
-        (first, data, _), *missed = messages
+        return self._page_after(stream, history, since, messages, limit)
+
+    async def _read_back(self, channel: str, history: History, since: Position, limit: int) -> Page | None:
+        """The page after `since`, which is looked for from the newest message on; None if it takes more to know."""
+        stream = self._stream(history)
+        subject = stream.subject + token(channel)
+        messages: list[_Message] = []
+        message = await self._last(stream, subject)
+        while message is not None and len(messages) <= _STEPS_BACK:
+            messages.append(message)
+            try:
+                first, *more = _places_in(message[1])
+            except ValueError:
+                break
+            if since == first or since in more:
+                return self._page_after(stream, history, since, messages[::-1], limit)
+            if first.epoch != since.epoch or not 0 < first.offset - since.offset <= _STEPS_BACK:
+                break
+            message = await self._numbered(stream, subject, message[3])
+        return None
+
+    def _page_after(
+        self, stream: _Stream, history: History, since: Position, messages: list[_Message], limit: int
+    ) -> Page | None:
+        """The page after `since`, which is in the first of these messages; None if it takes more to know."""
+        (_, first, stored, _), *others = messages
         try:
-            if first != sequence or _end_of(data) != since:
+            places = _places_in(first)
+            if since not in places:
                 return None
-            found = [publication for _, data, _ in missed for publication in publications_in(data)]
+            more = len(places) - places.index(since) - 1
+            found = publications_in(first)[-more:] if more else []
+            if not found and others:
+                stored = others[0][2]
+            found += [publication for _, data, _, _ in others for publication in publications_in(data)]
         except ValueError:
             return None
         size = sum(len(publication.payload) for publication in found)
-        if missed and (
-            missed[0][2] <= self._oldest(stream, history)
-            or len(found) > history.size
-            or size > self._limits.history_bytes
+        if found and (
+            stored <= self._oldest(stream, history) or len(found) > history.size or size > self._limits.history_bytes
         ):
             return None
         positions = [since, *(publication.position for publication in found if publication.position is not None)]
@@ -556,7 +602,7 @@ class Histories:
         top: Position | None = None
         floor: Position | None = None
         messages = await self._all_of(stream, stream.subject + token(channel))
-        for _, data, stored in messages:
+        for _, data, stored, _ in messages:
             try:
                 epoch = epoch_of(data)
                 found = [] if epoch is not None else publications_in(data)
@@ -675,7 +721,7 @@ class Histories:
             raise Unavailable(f"{len(body)} bytes: the NATS server takes {self._link.max_payload} (max_payload)")
         headers = b"" if message_id is None else b"Nats-Msg-Id: %b\r\n" % message_id.encode()
         if expected is not None:
-            headers += b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
+            headers += b"%b: %d\r\n" % (_EXPECTED, expected)
         headers, data = await self._link.request(subject.encode(), body, headers)
         if status(headers):
             stream.ready = None
@@ -718,17 +764,15 @@ class Histories:
     async def _first(self, stream: _Stream, subject: str, sequence: int) -> Position:
         """Where the message with this sequence is, or was."""
         try:
-            body = _json({"seq": sequence})
-            headers, data = await self._link.request(f"$JS.API.DIRECT.GET.{stream.name}".encode(), body)
-            message = self._direct(stream, headers, data)
-            if message is not None and header(headers, b"Nats-Subject") == subject.encode():
+            message = await self._numbered(stream, subject, sequence)
+            if message is not None:
                 position = publications_in(message[1])[0].position
                 assert position is not None
                 return position
             for wait_s in (0.0, *_KEY_WAITS):
                 await asyncio.sleep(wait_s)
                 bucket = f"{self._keys.subject}{stream.name}.{sequence // _KEY_BUCKET}"
-                for _, notes, _ in await self._from(self._keys, bucket, 1):
+                for _, notes, *_ in await self._from(self._keys, bucket, 1):
                     for line in notes.split(b"\n"):
                         number, _, text = line.partition(b" ")
                         if number == b"%d" % sequence:
@@ -755,7 +799,13 @@ def _message(headers: bytes, data: bytes) -> _Message:
     sequence, stored = header(headers, b"Nats-Sequence"), header(headers, b"Nats-Time-Stamp")
     if sequence is None or stored is None:
         raise Unavailable("an answer of JetStream cannot be read")
-    return int(sequence), data, _time(stored.decode())
+    return int(sequence), data, _time(stored.decode()), _previous(headers)
+
+
+def _previous(headers: bytes) -> int:
+    """The publisher has said behind which message this one goes, and the server keeps that with it."""
+    text = header(headers, _EXPECTED) or b""
+    return int(text) if text.isdigit() else 0
 
 
 def publications_in(data: bytes) -> list[Publication]:
@@ -769,11 +819,15 @@ def publications_in(data: bytes) -> list[Publication]:
     return publications
 
 
-def _end_of(data: bytes) -> Position:
-    """The position behind a message of a stream. Raises ValueError."""
+def _places_in(data: bytes) -> list[Position]:
+    """The positions where one may stand in a message of a stream, at least one, in order. Raises ValueError."""
     epoch = epoch_of(data)
     if epoch is not None:
-        return Position.start_of(epoch)
-    position = publications_in(data)[-1].position
-    assert position is not None
-    return position
+        return [Position.start_of(epoch)]
+    places = [publication.position for publication in publications_in(data) if publication.position is not None]
+    return [Position.start_of(places[0].epoch), *places] if places[0].offset == 1 else places
+
+
+def _end_of(data: bytes) -> Position:
+    """The position behind a message of a stream. Raises ValueError."""
+    return _places_in(data)[-1]

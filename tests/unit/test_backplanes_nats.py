@@ -22,6 +22,7 @@ from street_fast.backplanes import History, OutcomeUnknown, Position, Publicatio
 from street_fast.backplanes import nats_history as histories
 from street_fast.backplanes.nats import NatsBackplane
 from street_fast.backplanes.nats_link import header, status
+from street_fast.backplanes.reading import page_of
 from street_fast.backplanes.records import kept
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
@@ -763,6 +764,28 @@ class TestHistories:
         assert contiguous([publication.position for publication in sink.publications("c")])
         for name in (b"a", b"b"):
             assert [p for p in sink.payloads("c") if p.startswith(name)] == [b"%s%d" % (name, n) for n in range(40)]
+
+    @pytest.mark.parametrize("size", [100, 7])
+    async def test_a_way_back_through_the_newest_messages_leads_to_the_page_of_the_whole_history(
+        self, new_node, prefix, size
+    ):
+        node, _ = await new_node(server().url, prefix=prefix)
+        histories, history = node._histories, History(size=size, ttl_s=100.0)
+        places = [(await done(node.read("c", history, since=None, limit=0))).top]
+        for number in (1, 3, 1, 4, 1, 1, 2):  # so many at once, which is one message
+            results = [node.publish("c", b"%d" % n, history=history) for n in range(number)]
+            places += [(await result).position for result in results]
+            await publish(node, "d", b"x", history=history)
+            if len(places) > 5 and places[0].offset == 0 and size == 100:
+                await histories.reset("c", history, places[-1]._replace(offset=places[-1].offset + 1))
+                places = [(await done(node.read("c", history, since=None, limit=0))).top]
+        found = 0
+        for since in [*places, *(place._replace(tag="0" * 16) for place in places), Position("other", 5, "5")]:
+            back = await histories._read_back("c", history, since, 3)
+            whole = page_of(*await histories._fetch_all(("c", history)), since, 3)
+            assert back is None or back == whole, since
+            found += back is not None
+        assert found >= min(size, len(places)) - 1
 
     async def test_other_settings_are_taken_over(self, new_node, prefix):
         a, _ = await new_node(server().url, prefix=prefix)
