@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import nats.aio.client
 
 from street_fast.backplanes import OutcomeUnknown, Unavailable
+from street_fast.backplanes.reasons import reason_of
 from street_fast.errors import ConfigurationError
 from street_fast.seldom import Seldom
 
@@ -387,7 +388,7 @@ def _end(ended: asyncio.Future[str], _: object) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
+    text = reason_of(error)
     if "authorization" in text.lower() or "authentication" in text.lower():
         return "the server does not accept the credentials (authorization violation); check user, password or token"
     if isinstance(error, nats.errors.NoServersError):

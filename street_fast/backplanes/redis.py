@@ -42,7 +42,8 @@ from street_fast.backplanes import (
 )
 from street_fast.backplanes.following import Following
 from street_fast.backplanes.reading import SharedReads, page_of
-from street_fast.backplanes.redis_links import BusLink, NoAnswer, NotSent, Place, ask, pack, reason_of
+from street_fast.backplanes.reasons import reason_of
+from street_fast.backplanes.redis_links import BusLink, NoAnswer, NotSent, Place, ask, pack
 from street_fast.backplanes.redis_members import RedisMembers
 from street_fast.backplanes.redis_scripts import PUBLISH, READ, RESET, TELL_ONCE, Names, milliseconds, partition_of
 from street_fast.backplanes.redis_servers import Hooks, Server, Servers

@@ -29,6 +29,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from street_fast.backplanes import Unavailable
+from street_fast.backplanes.reasons import reason_of
 from street_fast.errors import ConfigurationError
 from street_fast.seldom import Seldom
 
@@ -196,13 +197,6 @@ def _address(text: str, default_port: int) -> Address:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else None
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, for people."""
-    if isinstance(error, (asyncio.TimeoutError, TimeoutError)) and not str(error):
-        return "no answer in time"
-    return str(error) or type(error).__name__
 
 
 def pack(words: Iterable[bytes]) -> bytes:

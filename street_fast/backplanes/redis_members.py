@@ -16,7 +16,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from street_fast.backplanes import Unavailable, records
-from street_fast.backplanes.redis_links import ask, pack, reason_of
+from street_fast.backplanes.reasons import reason_of
+from street_fast.backplanes.redis_links import ask, pack
 from street_fast.backplanes.redis_scripts import (
     MEMBERS_CHANGE,
     MEMBERS_REFRESH,

@@ -24,6 +24,7 @@ import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from street_fast.backplanes import Unavailable, records
+from street_fast.backplanes.reasons import reason_of
 from street_fast.backplanes.redis_links import (
     Address,
     BusLink,
@@ -36,7 +37,6 @@ from street_fast.backplanes.redis_links import (
     ask,
     pack,
     parse_info,
-    reason_of,
 )
 from street_fast.backplanes.redis_scripts import PARTITIONS, SCRIPTS, Names, milliseconds, partition_of
 
@@ -333,7 +333,7 @@ class Servers:
         if said != self._said:
             self._said = said
             level = logging.ERROR if isinstance(error, WrongCredentials) else logging.WARNING
-            logger.log(level, "no connection to Redis (%s): %s; it is tried again", self._place, error)
+            logger.log(level, "no connection to Redis (%s): %s; trying again", self._place, reason_of(error))
 
     # --- links for commands ---
 
@@ -452,10 +452,10 @@ class Servers:
         server.command, server.address = link, address
         if self._replicas:
             link.before_write = lambda: self._wait_for_replicas(server, link)
+        if self._said or again:
+            logger.info("connected to Redis at %s%s", address, " again" if again else "")
         self._said = ""
-        if again:
-            self.reconnects += 1
-            logger.info("connected to Redis %s again", address)
+        self.reconnects += again
         self._hooks.commands_up(server, again, is_other)
         if server.bus is not None and (server.bus_run_id != server.run_id or server.bus.address != address):
             self._lose_bus(server, "the primary is another one")
