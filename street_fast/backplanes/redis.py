@@ -1,18 +1,13 @@
 """RedisBackplane: nodes meet on a Redis or Valkey server, alone, behind Sentinels, or a Cluster of them.
 
 What is published without history is delivered here at once, and sent with PUBLISH; with history or a key one script
-does everything, and its answer says where the message is. PUBLISH is a hint and the stream is the truth: `Following`
-reads what the bus has lost. A node subscribes to what it has subscribers for. Where the servers are, and whether they
+does everything, and its answer says where the message is. What a node has subscribers for, and how it gets to hear it,
+is in ``redis_interests``; what it has missed is read in ``redis_histories``. Where the servers are, and whether they
 are what they were, is in ``redis_servers``; members are in ``redis_members``, the Lua is in ``redis_scripts``.
 
 **What may be lost is told.** A bus that was away has interrupted all its channels. What this node could not send is
 announced to the others (`l`) when it can send again. Of a server that was no primary any more nobody knows who has
-heard what was sent: then it is all channels. The position of each channel is compared with its history now and then.
-A history that has less than this node has delivered gets another epoch, so that no client goes on in it as if nothing
-had happened.
-
-**A subscription** has three steps, and is heard when all are done: the bus carries the channel; its place, and who is
-in it, are known. At the call the place is asked for already, so that what is kept from then on is delivered, too.
+heard what was sent: then it is all channels.
 
 **Order** within a channel is that of one connection. What needs no answer is delivered here at once, but not before
 what was published with a key and is not answered yet.
@@ -21,7 +16,6 @@ what was published with a key and is not answered yet.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import random
@@ -41,18 +35,19 @@ from street_fast.backplanes import (
     records,
 )
 from street_fast.backplanes.following import Following
-from street_fast.backplanes.reading import SharedReads, page_of
 from street_fast.backplanes.reasons import reason_of
+from street_fast.backplanes.redis_histories import RedisHistories, top_of
+from street_fast.backplanes.redis_interests import RedisInterests
 from street_fast.backplanes.redis_links import BusLink, NoAnswer, NotSent, Place, ask, pack
 from street_fast.backplanes.redis_members import RedisMembers
-from street_fast.backplanes.redis_scripts import PUBLISH, READ, RESET, TELL_ONCE, Names, milliseconds, partition_of
+from street_fast.backplanes.redis_scripts import PUBLISH, TELL_ONCE, Names, Routes, milliseconds
 from street_fast.backplanes.redis_servers import Hooks, Server, Servers
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits, checked_limits
 from street_fast.seldom import Seldom
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable
 
     from street_fast._core import Timer
     from street_fast.backplanes import BackplaneSink, History
@@ -62,45 +57,15 @@ __all__ = ["RedisBackplane"]
 logger = logging.getLogger("street_fast")
 
 _CHANNELS_REMEMBERED = 10_000
-"""Names worked out, and channels with something unsent; above it all channels count as such."""
-_SUBSCRIBE_AT_ONCE = 512
-_READS_AT_ONCE = 100
+"""Channels with something unsent; above it all channels count as such."""
 _POSITION_PARTS = 25
 """Positions are checked a part of the channels at a time."""
-_MOST_SHARED_EPOCH_S = 43_200.0
 _LAG_S = 1.0
 _UNANSWERED = 5
 """Publishes without a sure answer that are a matter of health, if they are more than one in a hundred."""
 _SPAN_S = 10.0
 _CLOSE_S = 2.0
 """What closing gets to tell the others."""
-
-
-class _Route:
-    """What is worked out once for a channel."""
-
-    __slots__ = ("bus", "keys", "partition", "publish")
-
-    def __init__(self, partition: int, bus: bytes, publish: bytes, keys: tuple[bytes, bytes, bytes]) -> None:
-        self.partition = partition
-        self.bus = bus
-        self.publish = publish  # the command, up to the record
-        self.keys = keys  # meta, stream, shared epoch
-
-
-class _Interest:
-    """A channel that this node has subscribed to."""
-
-    __slots__ = ("confirmed", "heard", "missed", "placed", "placing", "rostered", "waiting")
-
-    def __init__(self) -> None:
-        self.confirmed = False  # the bus carries it
-        self.placing = False  # its place is being asked for
-        self.placed = False  # and known
-        self.rostered = False  # and so are its members
-        self.heard = False  # all of that
-        self.missed = False  # the bus may have lost something before that
-        self.waiting: list[asyncio.Future[None]] = []
 
 
 class RedisBackplane:
@@ -141,8 +106,6 @@ class RedisBackplane:
         self._names = Names(prefix)
         db = self._place.db
         self._bus_names = Names(f"{prefix}/{db}") if db else self._names  # the bus knows no databases
-        self._shared_ms = milliseconds(min(_MOST_SHARED_EPOCH_S, limits.position_ttl_s / 3))
-        self._meta_ms = milliseconds(limits.position_ttl_s)
         self._key_ms = milliseconds(limits.publish_key_ttl_s)
         self._most_bytes = b"%d" % limits.history_bytes
         self._tick_s = max(0.05, min(0.5, limits.backplane_timeout_s / 4, limits.backplane_probe_s / 4))
@@ -151,7 +114,7 @@ class RedisBackplane:
 
     def _begin_counting(self) -> None:
         self._published = self._published_kept = self._received = self._poisoned = 0
-        self._catch_ups = self._dropped = self._resets = 0
+        self._dropped = 0
         # Publishes, in this span of time and in the one before.
         self._answered = [0, 0]
         self._unanswered = [0, 0]
@@ -173,29 +136,9 @@ class RedisBackplane:
         self._node = records.new_node_id()
         self._head = records.message(self._node, Publication(b"", None, None))
         self._dice = random.Random(os.urandom(16))  # noqa: S311 - tells histories apart, and is no secret
-        self._following = Following(sink, self._catch_up)
-        self._members = RedisMembers(
-            self._node,
-            self._names,
-            self._bus_names,
-            self._limits,
-            self._time,
-            sink,
-            self._members_read,
-            self._tick_s,
-        )
-        self._routes: dict[str, _Route] = {}
-        self._interests: dict[str, _Interest] = {}
-        self._unheard: set[str] = set()  # those that are not heard
-        self._channel_of: dict[bytes, str] = {}  # by the name on the bus
-        self._changed_interests: set[str] = set()
         self._unsaid: set[str] = set()
         self._all_unsaid = False
         self._keyed: dict[str, deque[Publication | None]] = {}  # see _publish_keyed
-        self._to_read: deque[tuple[str, Position]] = deque()
-        self._reads = 0
-        self._resetting: set[str] = set()
-        self._shared_reads = SharedReads(self._fetch)
         self._next_positions = self._next_span = self._time()
         self._position_part = 0
         hooks = Hooks(
@@ -207,7 +150,7 @@ class RedisBackplane:
             self._moved,
             self._doubt,
         )
-        self._servers = servers = self._members.servers = Servers(
+        self._servers = servers = Servers(
             self._place,
             self._limits,
             self._time,
@@ -218,9 +161,21 @@ class RedisBackplane:
             self._replicas,
             hooks,
         )
-        self._clustered = servers.clustered
-        self._subscribe_word = b"SSUBSCRIBE" if servers.clustered else b"SUBSCRIBE"
-        self._unsubscribe_word = b"SUNSUBSCRIBE" if servers.clustered else b"UNSUBSCRIBE"
+        self._routes = routes = Routes(self._names, self._bus_names, servers.publish_word)
+        self._histories = histories = RedisHistories(self._limits, servers, routes, self._random, self._poison)
+        self._following = histories.following = Following(sink, histories.catch_up)
+        self._interests = RedisInterests(self._bus_names, servers, self._following, histories)
+        self._members = self._interests.members = RedisMembers(
+            self._node,
+            self._names,
+            self._bus_names,
+            self._limits,
+            self._time,
+            sink,
+            self._interests.members_read,
+            self._tick_s,
+        )
+        self._members.servers = servers
         self._timer: Timer = context.wheel.schedule(self._tick_s, self._tick)
         await servers.tried()
 
@@ -230,18 +185,17 @@ class RedisBackplane:
             return
         self._sink = None
         self._timer.cancel()
+        self._histories.close()
+        self._interests.close()
         if not linger:
             self._members.goodbye()
         links = [server.command for server in self._servers.all if server.command is not None]
         deadline = self._loop.time() + min(_CLOSE_S, self._limits.backplane_timeout_s)
         while any(link.up and not link.idle for link in links) and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        for interest in self._interests.values():
-            self._fail_waiting(interest)
         await self._servers.close()
         await asyncio.sleep(0)  # who reads is told
-        self._shared_reads.cancel()
-        self._interests.clear()
+        self._histories.cancel()
 
     def _started(self) -> BackplaneSink:
         if self._sink is None:
@@ -267,7 +221,7 @@ class RedisBackplane:
         if key is not None:
             return self._publish_keyed(channel, Publication(payload, None, skip), key)
         self._published += 1
-        route = self._routes.get(channel) or self._new_route(channel)
+        route = self._routes.known.get(channel) or self._routes.of(channel)
         head = self._head if skip is None else b"S1 m %b %b\n" % (self._node.encode(), skip.encode())
         server = self._servers.by_partition[route.partition]
         command = None if server is None else server.command
@@ -275,7 +229,7 @@ class RedisBackplane:
         packed = b"%b$%d\r\n%b%b\r\n" % (route.publish, len(head) + len(payload), head, payload)
         if command is None or not command.tell(channel, packed):
             self._leave_unsaid(channel)
-        if channel in self._interests:
+        if channel in self._interests.channels:
             publication = Publication(payload, None, skip)
             if self._keyed and channel in self._keyed:
                 self._keyed[channel].append(publication)
@@ -290,23 +244,7 @@ class RedisBackplane:
         command = self._servers.command_of(channel)
         if command is not None:
             record = records.signal(self._node, payload)
-            command.tell("", self._publish_command(channel, record))
-
-    def _new_route(self, channel: str) -> _Route:
-        if len(self._routes) >= _CHANNELS_REMEMBERED:
-            self._routes.clear()
-        bus = self._bus_names.of("b", channel)
-        word = self._servers.publish_word
-        publish = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(word), word, len(bus), bus)
-        keys = (self._names.of("m", channel), self._names.of("h", channel), self._names.epoch_of(channel))
-        route = self._routes[channel] = _Route(partition_of(channel), bus, publish, keys)
-        return route
-
-    def _route(self, channel: str) -> _Route:
-        return self._routes.get(channel) or self._new_route(channel)
-
-    def _publish_command(self, channel: str, record: bytes) -> bytes:
-        return b"%b$%d\r\n%b\r\n" % (self._route(channel).publish, len(record), record)
+            command.tell("", self._routes.publish(channel, record))
 
     def _random(self) -> bytes:
         return b"%016x" % self._dice.getrandbits(64)
@@ -315,19 +253,19 @@ class RedisBackplane:
         self, channel: str, publication: Publication, history: History, key: str | None
     ) -> asyncio.Future[Published]:
         server, command = self._servers.reach(channel)
-        route = self._route(channel)
+        route = self._routes.of(channel)
         tag = self._random()
         packed = PUBLISH.call(
             (*route.keys, route.bus) if key is None else (*route.keys, route.bus, self._names.key_of(channel, key)),
             (
                 server.identity,
                 tag,
-                self._shared_ms,
+                self._histories.shared_ms,
                 tag,
                 b"%d" % history.size,
                 milliseconds(history.ttl_s),
                 self._most_bytes,
-                self._meta_ms,
+                self._histories.meta_ms,
                 self._key_ms,
                 self._servers.publish_word,
                 b"S1 k %b " % self._node.encode(),
@@ -343,7 +281,7 @@ class RedisBackplane:
                 self._not_published(server, reply, future)
                 return
             try:
-                position, duplicate = _top_of(reply), bool(reply[3])
+                position, duplicate = top_of(reply), bool(reply[3])
             except ValueError as error:
                 self._poison(channel)
                 self._not_published(server, error, future)
@@ -379,7 +317,7 @@ class RedisBackplane:
         """
         server, command = self._servers.reach(channel)
         packed = TELL_ONCE.call(
-            (self._names.key_of(channel, key), self._route(channel).bus),
+            (self._names.key_of(channel, key), self._routes.of(channel).bus),
             (self._key_ms, self._servers.publish_word, records.message(self._node, publication)),
         )
         future: asyncio.Future[Published] = self._loop.create_future()
@@ -444,193 +382,12 @@ class RedisBackplane:
     def subscribe(self, channel: str, history: History | None = None) -> Awaitable[None] | None:
         """See `Backplane.subscribe`."""
         self._started()
-        interest = self._interests.get(channel)
-        server = self._servers.of(channel)
-        if interest is None:
-            interest = self._interests[channel] = _Interest()
-            self._unheard.add(channel)
-            self._following.open(channel, history)
-            self._members.open(channel)
-            self._channel_of[self._route(channel).bus] = channel
-            self._interest_changed(channel)
-            if history is not None and server is not None and server.is_up:
-                self._ask_place(server, channel, interest)
-        elif interest.heard:
-            return None
-        if server is None or not server.is_up:
-            interest.missed = True
-            raise self._servers.unavailable(server)
-        future: asyncio.Future[None] = self._loop.create_future()
-        future.add_done_callback(_look_at)
-        interest.waiting.append(future)
-        return future
+        return self._interests.add(channel, history)
 
     def unsubscribe(self, channel: str) -> None:
         """See `Backplane.unsubscribe`."""
-        if self._sink is None:
-            return
-        interest = self._interests.pop(channel, None)
-        if interest is None:
-            return
-        self._unheard.discard(channel)
-        self._following.close(channel)
-        self._members.close(channel)
-        self._fail_waiting(interest)
-        self._interest_changed(channel)
-
-    def _fail_waiting(self, interest: _Interest) -> None:
-        waiting, interest.waiting = interest.waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_exception(Unavailable("the bus does not carry the channel yet"))
-
-    def _interest_changed(self, channel: str) -> None:
-        if not self._changed_interests:
-            self._loop.call_soon(self._send_interests)
-        self._changed_interests.add(channel)
-
-    def _send_interests(self) -> None:
-        """What has come and gone in this turn."""
-        changed, self._changed_interests = self._changed_interests, set()
-        if self._sink is None:
-            return
-        wanted, unwanted = [], []
-        for channel in changed:
-            server, interest = self._servers.of(channel), self._interests.get(channel)
-            name = self._bus_names.of("b", channel)
-            is_sent = server is not None and channel in server.sent
-            if interest is None:
-                if is_sent:
-                    unwanted.append(channel)
-                else:
-                    self._channel_of.pop(name, None)
-            elif not is_sent:
-                wanted.append(channel)
-            elif server is not None and name not in server.unconfirmed:
-                self._confirmed(channel, interest)  # it was given up and taken up again in one turn
-        self._subscribe(wanted)
-        for server, channels in self._grouped(unwanted):
-            names = []
-            for channel in channels:
-                name = self._bus_names.of("b", channel)
-                names.append(name)
-                server.sent.discard(channel)
-                server.leaving[name] = server.leaving.get(name, 0) + 1
-                self._channel_of.pop(name, None)
-            if server.bus is not None:
-                server.bus.send(pack((self._unsubscribe_word, *names)))
-
-    def _subscribe(self, channels: Iterable[str]) -> None:
-        """Tell the servers that these are wanted."""
-        for server, some in self._grouped(channels):
-            if server.bus is None:
-                continue
-            names = []
-            for channel in some:
-                name = self._bus_names.of("b", channel)
-                names.append(name)
-                server.sent.add(channel)
-                server.unconfirmed[name] = server.unconfirmed.get(name, 0) + 1
-                self._channel_of[name] = channel
-            server.bus.send(pack((self._subscribe_word, *names)))
-
-    def _grouped(self, channels: Iterable[str]) -> list[tuple[Server, list[str]]]:
-        """What may go in one command: so many of one server, and of one slot in a Cluster."""
-        groups: dict[int, list[str]] = {}
-        for channel in channels:
-            groups.setdefault(partition_of(channel) if self._clustered else 0, []).append(channel)
-        return [
-            (server, group[start : start + _SUBSCRIBE_AT_ONCE])
-            for partition, group in groups.items()
-            if (server := self._servers.by_partition[partition]) is not None
-            for start in range(0, len(group), _SUBSCRIBE_AT_ONCE)
-        ]
-
-    def _ask_place(self, server: Server, channel: str, interest: _Interest) -> None:
-        def answered(reply: Any) -> None:
-            if self._interests.get(channel) is interest and isinstance(reply, list):
-                self._following.begun(channel, self._top(channel, reply))
-
-        if server.command is not None:
-            ask(server.command, self._read_command(server, channel, None, 0), answered)
-
-    def _confirmed(self, channel: str, interest: _Interest) -> None:
-        """The bus carries the channel: ask where it is now, and who is in it."""
-        interest.confirmed = True
-        interest.placed = interest.rostered = False
-        self._begin(channel, interest)
-        self._members.read(channel)
-
-    def _begin(self, channel: str, interest: _Interest) -> None:
-        server = self._servers.of(channel)
-        if interest.placing or server is None or server.command is None:
-            return
-        if self._following.history(channel) is None:
-            self._begun(server, channel, interest, None, None)
-            return
-        place = self._following.place(channel)
-        interest.placing = ask(
-            server.command,
-            self._read_command(server, channel, None, 0),
-            lambda reply: self._begun(server, channel, interest, place, reply),
-        )
-
-    def _begun(self, server: Server, channel: str, interest: _Interest, place: Position | None, reply: Any) -> None:
-        interest.placing = False
-        if self._interests.get(channel) is not interest or not interest.confirmed or self._sink is None:
-            return
-        if isinstance(reply, Exception):
-            self._servers.refused(server, reply)
-            self._fail_waiting(interest)
-            interest.missed = True  # _tick asks again
-            return
-        top = None if reply is None else self._top(channel, reply)
-        if interest.missed:
-            interest.missed = False
-            self._following.interrupted([channel])
-        elif top is not None and place is not None:
-            self._compare(channel, place, top)
-        self._following.begun(channel, top)
-        interest.placed = True
-        self._hear(channel, interest)
-
-    def _members_read(self, channel: str) -> None:
-        """It is known who is in the channel."""
-        interest = self._interests.get(channel)
-        if interest is not None and interest.confirmed and not interest.rostered:
-            interest.rostered = True
-            self._hear(channel, interest)
-
-    def _hear(self, channel: str, interest: _Interest) -> None:
-        if not interest.placed or not interest.rostered:
-            return
-        interest.heard = True
-        self._unheard.discard(channel)
-        waiting, interest.waiting = interest.waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    def _begin_unheard(self) -> None:
-        """Ask again for what the bus carries and is not known."""
-        for channel in [*self._unheard]:
-            interest = self._interests[channel]
-            if interest.confirmed and not interest.placed:
-                self._begin(channel, interest)
-            if interest.confirmed and not interest.rostered and channel not in self._members.reading:
-                self._members.read(channel)
-
-    def _interrupt(self, channels: Iterable[str]) -> None:
-        """The bus does not carry them any more."""
-        channels = [*channels]
-        self._following.cut_off(channels)
-        for channel in channels:
-            interest = self._interests.get(channel)
-            if interest is not None:
-                interest.confirmed = interest.placed = interest.rostered = interest.heard = False
-                interest.missed = True
-                self._unheard.add(channel)
-                self._fail_waiting(interest)
+        if self._sink is not None:
+            self._interests.discard(channel)
 
     # --- what the bus brings ---
 
@@ -642,7 +399,7 @@ class RedisBackplane:
             return
         kind, name, data = message
         if kind != b"message" and kind != b"smessage":
-            self._bus_answered(link, kind, name)
+            self._interests.answered(link, kind, name)
             return
         try:
             record = records.decode(data)
@@ -651,7 +408,7 @@ class RedisBackplane:
             return
         self._received += 1
         what, publication = record.kind, record.publication
-        channel = self._channel_of.get(name)
+        channel = self._interests.channel_of(name)
         if channel is None:
             self._own_affair(link, name, record)
         elif what == "m" or what == "k":
@@ -667,7 +424,7 @@ class RedisBackplane:
             self._following.lost(channel)
 
     def _signalled(self, channel: str, publication: Publication | None) -> None:
-        if publication is not None and channel in self._interests and self._sink is not None:
+        if publication is not None and channel in self._interests.channels and self._sink is not None:
             try:
                 self._sink.signalled(channel, publication.payload)
             except Exception:
@@ -681,28 +438,6 @@ class RedisBackplane:
             for channel in self._following.channels():
                 self._following.lost(channel)
 
-    def _bus_answered(self, link: BusLink, kind: bytes, name: bytes | None) -> None:
-        """To SUBSCRIBE or UNSUBSCRIBE; or a server of a Cluster says that it does not have a slot any more."""
-        server = self._servers.with_bus(link)
-        if server is None or name is None:
-            return
-        if kind in (b"unsubscribe", b"sunsubscribe"):
-            if _count_down(server.leaving, name) is None:
-                channel = self._channel_of.get(name)
-                if channel is not None and channel in server.sent:
-                    server.sent.discard(channel)
-                    self._interrupt([channel])
-                self._servers.look_up()
-            return
-        if _count_down(server.unconfirmed, name) != 0:
-            if name == server.probe_name:
-                self._servers.probe(server)
-            return
-        channel = self._channel_of.get(name)
-        interest = None if channel is None else self._interests.get(channel)
-        if channel is not None and interest is not None and channel in server.sent:
-            self._confirmed(channel, interest)
-
     def _bus_said(self, link: BusLink, error: Exception | None) -> None:
         if error is not None:
             self._servers.bus_said(link, error)
@@ -710,10 +445,7 @@ class RedisBackplane:
         server = self._servers.with_bus(link)
         if server is not None:
             self._dropped += 1
-            self._following.interrupted(self._channels_of(server))
-
-    def _channels_of(self, server: Server) -> list[str]:
-        return [channel for channel in self._interests if self._servers.of(channel) is server]
+            self._following.interrupted(self._interests.of(server))
 
     # --- the history ---
 
@@ -722,153 +454,11 @@ class RedisBackplane:
         if limit < 0:
             raise ValueError(f"limit={limit!r}: must be 0 or more")
         self._started()
-        self._servers.reach(channel)
-        return self._shared_reads.read((channel, since, limit))
-
-    async def _fetch(self, wanted: tuple[str, Position | None, int]) -> Page:
-        future: asyncio.Future[Page] = self._loop.create_future()
-        self._ask_page(*wanted, future)
-        return await future
-
-    def _ask_page(self, channel: str, since: Position | None, limit: int, future: asyncio.Future[Page]) -> None:
-        server, command = self._servers.reach(channel)
-
-        def answered(reply: Any) -> None:
-            if isinstance(reply, Exception):
-                self._servers.refused(server, reply)
-                if not future.done():
-                    future.set_exception(Unavailable(f"the history cannot be read: {reason_of(reply)}"))
-                return
-            try:
-                page = self._page(channel, reply, since, limit)
-            except ValueError as error:
-                self._poison(channel)
-                if not future.done():
-                    future.set_exception(Unavailable(f"the history cannot be read: {error}"))
-            else:
-                if not future.done():
-                    future.set_result(page)
-
-        command.ask(self._read_command(server, channel, since, limit), answered)
-
-    def _read_command(self, server: Server, channel: str, since: Position | None, limit: int) -> bytes:
-        words = [server.identity, self._random(), self._shared_ms, b"%d" % limit]
-        if since is not None:
-            words += [since.epoch.encode(), b"%d" % since.offset]
-        return READ.call(self._route(channel).keys, words)
-
-    def _page(self, channel: str, reply: list[Any], since: Position | None, limit: int) -> Page:
-        """What READ has returned. Of a history with something that is not ours nothing can be said but its top.
-
-        Raises ValueError if that is not ours either.
-        """
-        top = _top_of(reply)
-        floor = Position.start_of(top.epoch) if int(reply[3]) == top.offset else None
-        entries = []
-        try:
-            for data in reply[4:]:
-                publication = records.decode(data).publication
-                if publication is None or publication.position is None:
-                    raise ValueError("no message that is kept")
-                entries.append(publication)
-        except ValueError:
-            self._poison(channel)
-            return Page([], top, False)
-        return page_of(entries, top, floor, since, limit)
-
-    def _top(self, channel: str, reply: list[Any]) -> Position | None:
-        """The position that READ has returned; None if somebody else has written there."""
-        try:
-            return _top_of(reply)
-        except ValueError:
-            self._poison(channel)
-            return None
+        return self._histories.read(channel, since, limit)
 
     def _poison(self, where: str | bytes) -> None:
         self._poisoned += 1
         self._say_poisoned("Redis %s: what came of %r is not ours; skipped", self._place, where)
-
-    def _catch_up(self, channel: str, since: Position) -> None:
-        """`Following` asks for what came after `since`."""
-        self._to_read.append((channel, since))
-        self._read_next()
-
-    def _read_next(self) -> None:
-        while self._to_read and self._reads < _READS_AT_ONCE and self._sink is not None:
-            channel, since = self._to_read.popleft()
-            if self._following.place(channel) != since:
-                continue  # it was given up meanwhile
-            future: asyncio.Future[Page] = self._loop.create_future()
-            future.add_done_callback(functools.partial(self._have_read, channel, since))
-            self._reads += 1
-            self._catch_ups += 1
-            try:
-                self._ask_page(channel, since, self._limits.recovery_messages, future)
-            except Unavailable as error:
-                future.set_exception(error)
-
-    def _have_read(self, channel: str, since: Position, future: asyncio.Future[Page]) -> None:
-        self._reads -= 1
-        failed = future.cancelled() or future.exception() is not None
-        if self._sink is None:
-            return
-        if failed:
-            self._resetting.discard(channel)
-            self._following.could_not_read(channel, since)
-        else:
-            page = future.result()
-            top = page.top
-            has_less = not page.recovered and top.epoch == since.epoch and top.offset <= since.offset
-            if not (has_less and self._reset(channel, since, top)):
-                self._resetting.discard(channel)
-                self._following.caught_up(channel, since, page)
-        self._read_next()
-
-    def _check_position(self, channel: str, place: Position) -> None:
-        server = self._servers.of(channel)
-        if server is None or server.command is None:
-            return
-
-        def answered(reply: Any) -> None:
-            top = None if isinstance(reply, Exception) else self._top(channel, reply)
-            if top is not None and self._sink is not None:
-                self._compare(channel, place, top)
-
-        ask(server.command, self._read_command(server, channel, None, 0), answered)
-
-    def _compare(self, channel: str, place: Position, top: Position) -> None:
-        """`top` is what the history had when this node was at `place`."""
-        if (
-            top.offset or place.offset
-        ):  # else nothing was published yet, and the epoch of such channels ends now and then
-            self._following.check(channel, place, top)
-
-    def _reset(self, channel: str, since: Position, top: Position) -> bool:
-        """The history ends at `top`, and was at `since` before: another epoch, and then it is read again.
-
-        Others, and clients, may know what it has lost, too. Returns False if that was tried already.
-        """
-        server = self._servers.of(channel)
-        if server is None or server.command is None or channel in self._resetting:
-            return False
-        words = (
-            server.identity,
-            self._random(),
-            self._meta_ms,
-            top.epoch.encode(),
-            b"%d" % top.offset,
-            top.tag.encode(),
-        )
-
-        def answered(reply: Any) -> None:
-            self._to_read.append((channel, since))
-            self._read_next()
-
-        if not ask(server.command, RESET.call(self._route(channel).keys[:2], words), answered):
-            return False
-        self._resets += 1
-        self._resetting.add(channel)
-        return True
 
     # --- members ---
 
@@ -924,7 +514,7 @@ class RedisBackplane:
         unsaid, self._unsaid = self._unsaid, set()
         for channel in unsaid:
             command = self._servers.command_of(channel)
-            if command is None or not command.tell(channel, self._publish_command(channel, record)):
+            if command is None or not command.tell(channel, self._routes.publish(channel, record)):
                 self._leave_unsaid(channel)
 
     # --- what happens to the servers ---
@@ -934,28 +524,19 @@ class RedisBackplane:
         self._members.commands_up(server, again, is_other)
         self._say_what_was_lost()
         if is_other:
-            self._following.interrupted(self._channels_of(server))
+            self._following.interrupted(self._interests.of(server))
         self._following.retry()
-        self._begin_unheard()
+        self._interests.begin_unheard()
 
     def _bus_up(self, server: Server) -> None:
-        self._subscribe(self._channels_of(server))
+        self._interests.subscribe(self._interests.of(server))
 
     def _bus_lost(self, server: Server) -> None:
-        self._interrupt(self._channels_of(server))
+        self._interests.interrupt(self._interests.of(server))
 
     def _moved(self, before: list[Server | None], partitions: set[int]) -> None:
         """A Cluster has said who has what; some partitions have other servers."""
-        again = []
-        for channel in self._interests:
-            partition = partition_of(channel)
-            server, old = self._servers.by_partition[partition], before[partition]
-            if partition in partitions and old is not None:
-                old.sent.discard(channel)
-                self._interrupt([channel])
-            if server is not None and channel not in server.sent:
-                again.append(channel)
-        self._subscribe(again)
+        self._interests.moved(before, partitions)
         if partitions and any(before):
             self._members.moved(partitions)
 
@@ -973,7 +554,7 @@ class RedisBackplane:
             self._next_positions = now + limits.position_check_s / parts
             self._position_part += 1
             for channel, place in self._following.places()[self._position_part % parts :: parts]:
-                self._check_position(channel, place)
+                self._histories.check(channel, place)
         if now >= self._next_span:
             self._next_span = now + _SPAN_S
             self._answered = [0, self._answered[0]]
@@ -981,7 +562,7 @@ class RedisBackplane:
         if self._unsaid or self._all_unsaid:
             self._say_what_was_lost()
         self._following.retry()
-        self._begin_unheard()
+        self._interests.begin_unheard()
 
     # --- questions ---
 
@@ -1008,24 +589,26 @@ class RedisBackplane:
             "published_kept": self._published_kept,
             "received": self._received,
             "poisoned": self._poisoned,
-            "catch_ups": self._catch_ups,
+            "catch_ups": 0,
             "dropped": self._dropped,
-            "resets": self._resets,
+            "resets": 0,
             "reconnects": 0,
             "timeouts": 0,
             "wrong_role": 0,
         }
         if self._sink is not None:
-            servers, following = self._servers, self._following
+            servers, following, histories = self._servers, self._following, self._histories
             counts["poisoned"] += self._members.poisoned
             counts |= {
+                "catch_ups": histories.catch_ups,
+                "resets": histories.resets,
                 "reconnects": servers.reconnects,
                 "timeouts": servers.timeouts,
                 "wrong_role": servers.wrong_role,
                 "doubles": following.doubles,
                 "gaps": following.gaps,
                 "losses": following.losses,
-                "channels_subscribed": len(self._interests),
+                "channels_subscribed": len(self._interests.channels),
                 "nodes": len(self._members),
                 "pending_out_bytes": sum(s.command.pending_bytes for s in servers.all if s.command is not None),
                 "pending_in_bytes": servers.thread.pending_bytes,
@@ -1036,26 +619,7 @@ class RedisBackplane:
         return counts
 
 
-def _count_down(counts: dict[bytes, int], name: bytes) -> int | None:
-    """One answer less is to come for a name; how many are left, or None if none was expected."""
-    left = counts.get(name)
-    if left is None:
-        return None
-    if left > 1:
-        counts[name] = left - 1
-    else:
-        del counts[name]
-    return left - 1
-
-
 def _look_at(future: asyncio.Future[Any]) -> None:
     """Nobody may be left to hear of the error."""
     if not future.cancelled():
         future.exception()
-
-
-def _top_of(reply: list[Any]) -> Position:
-    """The position in what one of our scripts has returned. Raises ValueError if it found what others have written."""
-    if len(reply) < 4:
-        raise ValueError("what is in Redis is no position of ours")
-    return Position.parse(f"{reply[0].decode()}:{int(reply[1])}:{reply[2].decode()}")

@@ -43,12 +43,16 @@ __all__ = [
     "SCRIPTS",
     "TELL_ONCE",
     "Names",
+    "Route",
+    "Routes",
     "Script",
     "milliseconds",
     "partition_of",
 ]
 
 PARTITIONS: Final = 128
+
+_ROUTES = 10_000  # that are remembered
 
 
 def partition_of(name: str) -> int:
@@ -88,6 +92,48 @@ class Names:
     def in_partition(self, partition: int, rest: str) -> bytes:
         """Any other name."""
         return (self._prefixes[partition] + rest).encode()
+
+
+class Route:
+    """What is worked out once for a channel."""
+
+    __slots__ = ("bus", "keys", "partition", "publish")
+
+    def __init__(self, partition: int, bus: bytes, publish: bytes, keys: tuple[bytes, bytes, bytes]) -> None:
+        self.partition = partition
+        self.bus = bus
+        self.publish = publish
+        """The command that publishes, up to the record."""
+        self.keys = keys
+        """Of its history: ``m:``, ``h:`` and ``e``."""
+
+
+class Routes:
+    """The routes of channels, made when they are wanted. `publish_word` is PUBLISH or, in a Cluster, SPUBLISH."""
+
+    def __init__(self, names: Names, bus_names: Names, publish_word: bytes) -> None:
+        self._names = names
+        self._bus_names = bus_names
+        self._publish_word = publish_word
+        self.known: dict[str, Route] = {}
+        """Those that are made. Not to be written to."""
+
+    def of(self, channel: str) -> Route:
+        """The route of a channel."""
+        return self.known.get(channel) or self._new(channel)
+
+    def publish(self, channel: str, record: bytes) -> bytes:
+        """The command that publishes a record to a channel."""
+        return b"%b$%d\r\n%b\r\n" % (self.of(channel).publish, len(record), record)
+
+    def _new(self, channel: str) -> Route:
+        if len(self.known) >= _ROUTES:
+            self.known.clear()
+        word, bus = self._publish_word, self._bus_names.of("b", channel)
+        publish = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(word), word, len(bus), bus)
+        keys = (self._names.of("m", channel), self._names.of("h", channel), self._names.epoch_of(channel))
+        route = self.known[channel] = Route(partition_of(channel), bus, publish, keys)
+        return route
 
 
 class Script:

@@ -92,7 +92,12 @@ def counts(node: RedisBackplane) -> tuple[int, ...]:
     """What moves when anything does, but for probes."""
     node_stats = node.stats()
     probes = sum(server.probe_back for server in node._servers.all)
-    return (node_stats["received"] - probes, node_stats["published"], node_stats["published_kept"], node._catch_ups)
+    return (
+        node_stats["received"] - probes,
+        node_stats["published"],
+        node_stats["published_kept"],
+        node_stats["catch_ups"],
+    )
 
 
 def is_quiet(node: RedisBackplane) -> bool:
@@ -104,9 +109,9 @@ def waits_for(node: RedisBackplane) -> dict[str, object]:
     """For what."""
     waiting = {
         "answers": [server.command for server in node._servers.all if server.command and not server.command.idle],
-        "interests": [channel for channel, interest in node._interests.items() if not interest.heard],
-        "reads": node._reads or node._to_read,
-        "changes": node._changed_interests or node._members.telling,
+        "interests": [channel for channel, interest in node._interests.channels.items() if not interest.heard],
+        "reads": node._histories.is_catching_up,
+        "changes": node._interests._changed or node._members.telling,
         "roster": node._members.reading,
         "following": node._following.reading,
         "inbox": node._servers.thread.inbox,

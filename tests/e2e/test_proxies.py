@@ -142,7 +142,7 @@ async def site(kind: str, tmp_path: Path, certificate: Certificate) -> AsyncIter
     nodes = [Node(), Node()]
     for node in nodes:
         await node.http.listen(port=0)
-    http, https = free_ports()
+    http, https = free_port(), free_port()
     path = written(kind, tmp_path, certificate, [node.http.port for node in nodes], http, https)
     with (tmp_path / "output").open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -161,13 +161,6 @@ async def site(kind: str, tmp_path: Path, certificate: Certificate) -> AsyncIter
         await process.wait()
         for node in nodes:
             await node.http.close()
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
 
 
 async def next_of(ws: Any, type_: str) -> dict[str, Any]:

@@ -114,12 +114,15 @@ class TestBroker:
         await down(a)
         await publish(b, "c", 1, 1)
         valkey.command("FLUSHALL")
-        begin, a._begin = a._begin, lambda *_: None  # its place is found out a little later than the next one comes
+        begin, a._interests._begin = (
+            a._interests._begin,
+            lambda *_: None,
+        )  # its place is found out a little later than the next one comes
         proxied.resume()
-        await until(lambda: a._interests["c"].confirmed)
+        await until(lambda: a._interests.channels["c"].confirmed)
         await publish(b, "c", 2, 2)
         await until(lambda: a.stats()["received"] > 0)
-        a._begin = begin
+        a._interests._begin = begin
         await settle(a, b)
         assert sink_a.losses == ["c"]
         assert sink_a.log[0] == ("lost", "c")
@@ -372,7 +375,7 @@ class TestBus:
         node, sink = await new_node(valkey.url, limits=dataclasses.replace(QUICK, position_check_s=0.1))
         await done(node.subscribe("c", LONG))
         await publish(node, "c", 1, 2)
-        route, key = node._route("c"), node._names.key_of("c", "k")
+        route, key = node._routes.of("c"), node._names.key_of("c", "k")
         meta, stream, _ = route.keys
         nested = b'S1 p 0123456789abcdef 0 1\n{"x":' + b"[" * 100_000
         for command in (

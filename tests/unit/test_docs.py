@@ -121,9 +121,7 @@ class Follower:
         self.names: dict[str, Any] = {"__name__": "follower"}
         self.blocks = python_blocks(document)
         self.path = ROOT / document
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.started: list[tuple[Any, ...]] = []
         self.stop: Callable[[], Awaitable[object]] | None = None
         for kind in (StreetWebSocketServer, Realtime, uvicorn.Server):
