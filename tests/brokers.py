@@ -271,7 +271,6 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = {"in": asyncio.Event(), "out": asyncio.Event()}
         self._dropped: set[str] = set()
         self._torn: set[asyncio.StreamWriter] = set()  # who lacks some bytes
@@ -336,30 +335,32 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for writer in self._writers:
-            writer.transport.abort()
-        tasks = [*self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # the transports are closed by then
+        # Until nobody is left: who was being accepted or led to the server at this moment comes up only then.
+        while True:
+            await asyncio.sleep(0)  # who has been accepted has a transport by then, and what was aborted is closed
+            for writer in self._writers:
+                writer.transport.abort()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        await asyncio.sleep(0)
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = {writer}
+        self._writers.add(writer)
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            writers.add(server_writer)
+            self._writers.add(server_writer)
+            await asyncio.gather(self._carry("in", reader, server_writer), self._carry("out", server_reader, writer))
+            await asyncio.gather(*(each.wait_closed() for each in writers), return_exceptions=True)
         except OSError:
             writer.transport.abort()
-            return
-        self._writers |= {writer, server_writer}
-        tasks = [
-            self._loop.create_task(self._carry("in", reader, server_writer)),
-            self._loop.create_task(self._carry("out", server_reader, writer)),
-        ]
-        for task in tasks:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        await asyncio.wait(tasks)
-        self._writers -= {writer, server_writer}
+        finally:
+            self._writers -= writers
 
     async def _carry(self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         flowing = self._flowing[direction]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from street_fast.http_server import HttpServer
 from street_fast.limits import Limits
 from street_fast.server import StreetWebSocketServer
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -114,7 +115,8 @@ class FakeRealtime:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/realtime"
 
-    async def listen(self, port: int = 0, **options: Any) -> None:
+    async def listen(self, port: int | None = None, **options: Any) -> None:
+        port = (0 if "uds" in options else free_port()) if port is None else port
         await self._http.listen("127.0.0.1", port, **options)
         self.port = self._http.port or port
 

@@ -24,6 +24,7 @@ from street_fast import (
     connect,
 )
 from tests.client_harness import until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,10 +53,10 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Realtime]]]:
     """``await serve(**options)``: a Realtime that listens; `port=` for one that was there before."""
     started: list[Realtime] = []
 
-    async def serve(port: int = 0, **options: Any) -> Realtime:
+    async def serve(port: int | None = None, **options: Any) -> Realtime:
         realtime = Realtime(**{"limits": FREE, "history": LONG, **options})
         started.append(realtime)
-        await realtime.serve(port=port)
+        await realtime.serve(port=free_port() if port is None else port)
         return realtime
 
     yield serve

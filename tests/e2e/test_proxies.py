@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
 from street_fast import History, HttpServer, Limits, Operations, Realtime
+from tests.ports import free_port
 from tests.sse_harness import EventSource
 
 if TYPE_CHECKING:

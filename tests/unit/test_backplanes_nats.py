@@ -26,7 +26,7 @@ from street_fast.backplanes.reading import page_of
 from street_fast.backplanes.records import kept
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
-from tests.brokers import Nats, Proxy
+from tests.brokers import Nats, Proxy, free_port
 from tests.contract.bus import Recorder, done, read_on
 from tests.contract.nats import server, settle
 

@@ -9,7 +9,6 @@ import inspect
 import json
 import logging
 import re
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -26,6 +25,7 @@ from street_fast import CloseCode, HttpServer, Limits, Realtime, RealtimeError, 
 from street_fast import connect as connect_client
 from street_fast.messages import UNSET
 from street_fast.testing import memory_client
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -13,9 +13,10 @@ import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
-from tests.brokers import Nats, Server, Valkey, ValkeyCluster, free_port, text, wait_until
+from tests.brokers import Nats, Server, Valkey, ValkeyCluster, text, wait_until
 from tests.faults.programme.networks import BROKER_SIDE, HOST
 from tests.faults.programme.run import LIVE, ROOMS
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     import random

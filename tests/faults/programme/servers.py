@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.brokers import Proxy, free_port
+from tests.brokers import Proxy
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
