@@ -11,14 +11,18 @@ from tests.contract.nats import NatsBus
 from tests.contract.valkey import ValkeyBus
 
 BUSES = {"memory": MemoryBus, "broker": BrokerBus, "nats": NatsBus, "valkey": ValkeyBus}
-LIMITS = Limits(publish_key_ttl_s=1.0)
+
+
+@pytest.fixture
+def limits():
+    return Limits()
 
 
 @pytest.fixture(
     params=[pytest.param(name, marks=[pytest.mark.broker] if name in ("nats", "valkey") else []) for name in BUSES]
 )
-async def bus(request):
-    bus = BUSES[request.param](LIMITS)
+async def bus(request, limits):
+    bus = BUSES[request.param](limits)
     yield bus
     await bus.close()
 

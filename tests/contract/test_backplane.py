@@ -11,9 +11,10 @@ import random
 import pytest
 
 from street_fast.backplanes import History, OutcomeUnknown, Position, Published, Unavailable
+from street_fast.limits import Limits
 from tests.contract.bus import Recorder, done, read_on
 
-HISTORY = History(size=10, ttl_s=1.0)
+HISTORY = History(size=10, ttl_s=100.0)
 LONG = History(size=1_000, ttl_s=100.0)
 
 
@@ -269,20 +270,21 @@ class TestHistory:
                 assert page.publications == []
 
     async def test_messages_end_and_the_position_of_the_last_one_stays(self, bus, node, sink):
-        await done(node.subscribe("c", HISTORY))
-        old = await publish_all(node, "c", numbered(1, 3), history=HISTORY)
-        await bus.pass_time(1.2)
-        page = await done(node.read("c", HISTORY, since=None, limit=100))
+        brief = History(size=10, ttl_s=2.0)
+        await done(node.subscribe("c", brief))
+        old = await publish_all(node, "c", numbered(1, 3), history=brief)
+        await bus.pass_time(2.2)
+        page = await done(node.read("c", brief, since=None, limit=100))
         assert page == ([], old[-1], False)
-        assert await done(node.read("c", HISTORY, since=old[-1], limit=100)) == ([], old[-1], True)
+        assert await done(node.read("c", brief, since=old[-1], limit=100)) == ([], old[-1], True)
         for since in (Position.start_of(old[0].epoch), *old[:-1]):
-            assert await done(node.read("c", HISTORY, since=since, limit=100)) == ([], old[-1], False)
-        new = await publish_all(node, "c", numbered(4, 5), history=HISTORY)
+            assert await done(node.read("c", brief, since=since, limit=100)) == ([], old[-1], False)
+        new = await publish_all(node, "c", numbered(4, 5), history=brief)
         check_contiguous([*old, *new])
-        page = await done(node.read("c", HISTORY, since=new[0], limit=100))
+        page = await done(node.read("c", brief, since=new[0], limit=100))
         assert page.recovered
         assert [publication.payload for publication in page.publications] == numbered(5, 5)
-        assert not (await done(node.read("c", HISTORY, since=old[1], limit=100))).recovered
+        assert not (await done(node.read("c", brief, since=old[1], limit=100))).recovered
         await bus.settle()
         check_contiguous([publication.position for publication in sink.publications("c")])
 
@@ -402,12 +404,13 @@ class TestKeys:
         await bus.settle()
         assert sink.payloads("c") == [b"%d" % first]
 
+    @pytest.mark.parametrize("limits", [Limits(publish_key_ttl_s=2.0)], ids=["2 s"])
     async def test_a_key_is_forgotten_after_its_time(self, bus, node, sink):
         await done(node.subscribe("c", LONG))
         first = await done(node.publish("c", b"1", history=LONG, key="k"))
-        await bus.pass_time(0.5)
+        await bus.pass_time(1.0)
         assert (await done(node.publish("c", b"2", history=LONG, key="k"))).duplicate
-        await bus.pass_time(0.7)  # from the first publish on, not from the last
+        await bus.pass_time(1.2)  # from the first publish on, not from the last
         second = await done(node.publish("c", b"3", history=LONG, key="k"))
         assert not second.duplicate
         check_contiguous([first.position, second.position])
