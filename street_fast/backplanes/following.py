@@ -123,7 +123,8 @@ class Following:
             return
         position = publication.position
         if position is None:
-            self._deliver(channel, followed, publication)
+            if not followed.cut_off:
+                self._deliver(channel, followed, publication)
             return
         if followed.reading:
             self._hold(followed, publication)
@@ -163,7 +164,11 @@ class Following:
             self._lose(channel, followed)
 
     def cut_off(self, channels: Iterable[str]) -> None:
-        """The bus does not carry these for now; when it does again, messages may come before `interrupted` does."""
+        """The bus does not carry these for now; when it does again, messages may come before `interrupted` does.
+
+        Those that are not kept may have others before them that nobody was told of: they are part of what is lost. When
+        that is told, `begun` has them delivered again.
+        """
         for channel in channels:
             followed = self._channels.get(channel)
             if followed is not None:

@@ -59,9 +59,10 @@ _PROBE_OVERDUE_S = 10.0
 class _Opening:
     """A channel that is being subscribed to, and who waits for that."""
 
-    __slots__ = ("waiting",)
+    __slots__ = ("missed", "waiting")
 
     def __init__(self) -> None:
+        self.missed = False  # something may have been lost until then
         self.waiting: list[asyncio.Future[None]] = []
 
     def done(self, error: StreetError | None = None) -> None:
@@ -430,15 +431,21 @@ class NatsBackplane:
 
     def _open(self, channel: str) -> None:
         """The server has been told; find out where the channel is, and who is there."""
-        opening = self._opening[channel] = _Opening()
         history = self._following.history(channel)
         if history is not None:
+            opening = self._opening[channel] = _Opening()
             self._spawn(self._find_top(channel, history, opening))
         else:
-            if not self._confirming:
-                self._loop.call_soon(self._confirm_all)
-            self._confirming.append((channel, opening))
+            self._confirm(channel)
         self._nodes.open(channel)
+
+    def _confirm(self, channel: str) -> _Opening:
+        """The server has been told; find out when it has read that."""
+        opening = self._opening[channel] = _Opening()
+        if not self._confirming:
+            self._loop.call_soon(self._confirm_all)
+        self._confirming.append((channel, opening))
+        return opening
 
     async def _find_top(self, channel: str, history: History, opening: _Opening) -> None:
         error: StreetError | None = None
@@ -468,6 +475,9 @@ class NatsBackplane:
         for channel, opening in self._confirms.pop(number, ()):
             if self._opening.get(channel) is opening:
                 del self._opening[channel]
+                if opening.missed:
+                    self._following.interrupted([channel])
+                    self._following.begun(channel, None)
                 opening.done()
 
     async def _read(self, channel: str, history: History, since: Position | None, limit: int) -> Page:
@@ -509,18 +519,24 @@ class NatsBackplane:
         link = self._link
         for channel in self._sids:
             self._listen(channel)
-        self._nodes.connected()
-        unsent, self._unsent = self._unsent, set()
+        # Before the first beat: when that has come back, this has arrived. Until then it counts as sent.
+        self._sent, self._unsent = self._unsent, set()
         if self._unsent_all:
-            self._unsent_all = False
             link.publish(f"{self._prefix}.b".encode(), lost(self._node))
         else:
-            for channel in unsent:
+            for channel in self._sent:
                 link.publish(self._subject(channel), lost(self._node))
-        again = [channel for channel in self._following.channels() if self._following.place(channel) is None]
-        self._following.interrupted()
-        for channel in again:
-            if channel in self._following and self._following.history(channel) is not None:
+        self._nodes.connected()
+        following, kept = self._following, []
+        for channel in following.channels():
+            if following.history(channel) is not None:
+                kept.append((channel, following.place(channel)))
+            else:  # it is told of its loss when the bus carries it, so that nothing is lost after that
+                following.cut_off([channel])
+                self._confirm(channel).missed = True
+        following.interrupted([channel for channel, _ in kept])
+        for channel, place in kept:
+            if place is None and channel in following:
                 self._open(channel)
 
     def _down(self) -> None:
@@ -548,7 +564,9 @@ class NatsBackplane:
         self._sent = set()
 
     def _on_heard(self) -> None:
-        self._sent_before.clear()
+        if self._link.up:  # else it is the last that a connection has brought which has ended
+            self._sent_before.clear()
+            self._unsent_all = False
 
     async def _tick(self) -> None:
         ticks = 0

@@ -154,6 +154,18 @@ def test_who_was_cut_off_goes_on_in_its_epoch(following, sink, asked):
     assert payloads(sink) == [1]
 
 
+def test_what_is_not_kept_comes_behind_the_word_about_what_was_cut_off(following, sink):
+    following.open("d", None)
+    following.begun("d", None)
+    following.cut_off(["d"])
+    following.arrive("d", Publication(b"1", None))
+    following.deliver("d", Publication(b"2", None))  # of this node, it needs no bus
+    following.interrupted(["d"])
+    following.begun("d", None)
+    following.arrive("d", Publication(b"3", None))
+    assert payloads(sink) == [2, None, 3]
+
+
 def test_another_message_with_the_same_offset_is_another_history(following, asked):
     following.arrive("c", kept(1))
     following.arrive("c", Publication(b"x", at(1)._replace(tag="other")))

@@ -92,6 +92,20 @@ async def back(*nodes):
     await until(lambda: all(n.health().ok and n.stats()["reconnects"] > w for n, w in zip(nodes, was, strict=True)))
 
 
+def after_up(node, act):
+    """Call `act` once, when the node has connected and nothing of what it has to say then has left it."""
+    up, times = node._link._on_up, []
+
+    def on_up():
+        up()
+        if not times:
+            times.append(time.monotonic())
+            act()
+
+    node._link._on_up = on_up
+    return times
+
+
 async def publish(node, channel, *payloads, **options):
     return [(await done(node.publish(channel, payload, **options))).position for payload in payloads]
 
@@ -504,6 +518,49 @@ class TestBus:
         await until(lambda: sink.losses == ["c"])
         await publish(b, "c", b"3", history=SHORT)
         await until(lambda: sink.payloads("c")[-1] == b"3")
+
+    async def test_a_loss_is_told_when_the_bus_carries_the_channel_again(self, new_node, prefix):
+        with Proxy(server().port) as proxy:
+            a, sink = await new_node(f"nats://127.0.0.1:{proxy.port}", prefix=prefix)
+            b, _ = await new_node(server().url, prefix=prefix)
+            await done(a.subscribe("live"))
+            after_up(a, lambda: proxy.pause("in"))  # what it subscribes to has not arrived yet
+            proxy.cut()
+            await until(lambda: not a.health().ok)
+            proxy.resume()
+            await until(lambda: a.health().ok)
+            again = asyncio.ensure_future(done(a.subscribe("live")))
+            b.publish("live", b"too soon")
+            await settle(b)
+            assert sink.losses == []
+            assert not again.done()
+            proxy.resume()
+            await again
+            assert sink.losses == ["live"]
+            b.publish("live", b"in time")
+            await settle(a, b)
+            assert sink.payloads("live") == [b"in time"]
+            assert sink.losses == ["live"]
+
+    @pytest.mark.parametrize("most", [10_000, 0])
+    async def test_that_a_loss_was_told_may_get_lost_too(self, new_node, prefix, monkeypatch, most):
+        monkeypatch.setattr("street_fast.backplanes.nats._REMEMBERED", most)  # above it, all channels are told
+        with Proxy(server().port) as proxy:
+            a, _ = await new_node(f"nats://127.0.0.1:{proxy.port}", prefix=prefix)
+            b, sink = await new_node(server().url, prefix=prefix)
+            await done(b.subscribe("live"))
+            proxy.cut()
+            await until(lambda: not a.health().ok)
+            a.publish("live", b"lost")
+            ups = after_up(a, lambda: proxy.drop("in"))
+            proxy.resume()
+            await until(lambda: ups and not a.health().ok)  # it was told, and nothing came back
+            await settle(b)
+            assert sink.losses == []
+            proxy.resume()
+            await until(lambda: sink.losses == ["live"])
+            await settle(a, b)
+            await until(lambda: not a._sent_before and not a._unsent_all)
 
     async def test_a_signal_comes_behind_what_was_published_before(self, new_node, prefix):
         (a, _), (b, sink) = [await new_node(server().url, prefix=prefix) for _ in range(2)]
