@@ -85,11 +85,20 @@ class Server:
         """It does nothing from now on, and its connections stand."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        wait_until(self._is_stopped)
 
     def resume(self) -> None:
         """Take back `pause`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+
+    def _is_stopped(self) -> bool:
+        """Whether each of its threads has come to a halt; where that cannot be seen it is believed."""
+        states = []
+        for path in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # it is gone
+                states.append(path.read_text().rpartition(")")[2].split()[0])
+        return all(state == "T" for state in states)
 
     def close(self) -> None:
         """End it, and remove its folder."""
@@ -295,6 +304,11 @@ class Proxy:
     def resume(self) -> None:
         """Carry again, what waits included; and take connections again. Those that lack bytes by now are reset."""
         self._run(self._set, (), set())
+
+    @property
+    def connections(self) -> bool:
+        """Whether it has any, or has something to carry for one that has ended."""
+        return bool(self._writers)
 
     def lead_to(self, target_port: int) -> None:
         """Connections from now on go to another server."""

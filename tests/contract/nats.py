@@ -47,6 +47,9 @@ class NatsBus:
         return node
 
     async def settle(self) -> None:
+        for node, proxy in self._nodes.items():
+            while node._sink is None and proxy.connections:  # noqa: ASYNC110 - its last words are on their way
+                await asyncio.sleep(0.002)
         await settle(*self._nodes)
 
     async def pass_time(self, seconds: float) -> None:

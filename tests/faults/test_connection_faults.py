@@ -269,7 +269,7 @@ from street_fast.limits import Limits
 
 class Accepted(asyncio.Protocol):
     def connection_made(self, transport):
-        ws = WebSocket(LoopContext.of(), Limits(ping_interval_s=0.2, pong_timeout_s=0.4))
+        ws = WebSocket(LoopContext.of(), Limits(ping_interval_s=0.2, pong_timeout_s=1.5))
         ws.on_close = lambda code, reason: print("closed", code, reason, flush=True)
         ws.start(transport)
 
@@ -309,7 +309,7 @@ async def test_a_process_that_was_stopped_drops_no_healthy_peer() -> None:
 
         await until(lambda: answer_pings() > 0)
         server.send_signal(signal.SIGSTOP)
-        stopped_until = time.monotonic() + 1.6  # pings and pong deadlines pass
+        stopped_until = time.monotonic() + 2.0  # pings and pong deadlines pass
         while time.monotonic() < stopped_until:
             answer_pings()
             for client in clients:
@@ -321,9 +321,11 @@ async def test_a_process_that_was_stopped_drops_no_healthy_peer() -> None:
             answer_pings()
             await asyncio.sleep(0.01)
         for client in clients:
-            client.close()
+            client.shutdown(socket.SHUT_WR)  # not closed: a ping that nobody has read would make it a reset
         lines = [server.stdout.readline() for _ in clients]
         assert all(line.startswith("closed 1006 the peer hung up") for line in lines), lines
+        for client in clients:
+            client.close()
     finally:
         server.kill()
         server.wait()

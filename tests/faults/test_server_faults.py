@@ -527,11 +527,11 @@ async def test_sockets_that_come_and_go_during_a_broadcast(serve: Any, rand: ran
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 async def test_a_process_that_was_stopped_keeps_its_clients() -> None:
-    with Process(ping_s=0.3) as process:
+    with Process(ping_s=1.0) as process:
         clients = [await connect(process.url, ping_interval=None) for _ in range(20)]
-        await asyncio.sleep(0.4)  # pings have been out
+        await asyncio.sleep(1.2)  # pings have been out
         process.popen.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(1.5)  # longer than ping and pong together
+        await asyncio.sleep(2.5)  # longer than ping and pong together
         process.popen.send_signal(signal.SIGCONT)
         await asyncio.sleep(0.5)
         for ws in clients:
