@@ -4,9 +4,10 @@
 names of a channel on one server. There are 128 partitions, whatever the number of servers. `Names` makes the names.
 
 **A channel with history** is two keys. ``m:`` is a hash: `e` epoch, `s` offset and `t` tag of the newest message, `r`
-the identity of the server that wrote it, `c` the bytes of all messages so far. ``h:`` is a stream whose entry
-``<offset>-0`` has `r`, the ready record (see ``backplanes.records``), `x`, when it ends by the clock of Redis in
-milliseconds, and `c`, the bytes of all messages before it.
+the identity of the server that wrote it, `c` the bytes of all messages so far; `f` and `x` are `c` and `x` of the oldest
+message when it was looked at last, or 0. ``h:`` is a stream whose entry ``<offset>-0`` has `r`, the ready record (see
+``backplanes.records``), `x`, when it ends by the clock of Redis in milliseconds, and `c`, the bytes of all messages
+before it.
 
 **Identity.** A server that was started anew, or promoted, may lack what was answered before; it cannot know. So what
 another identity wrote gets a new epoch when it is touched, and nobody is told that nothing is missing. An empty
@@ -150,12 +151,13 @@ class Script:
 
 
 _TOP = """
--- The position of the newest message, of this identity: epoch, offset, tag, bytes so far, whether it is written.
+-- The position of the newest message, of this identity: epoch, offset, tag, bytes so far, whether it is written; and
+-- of the oldest message the bytes before it, and when it ends.
 local function top(meta, stream, shared, identity, random, shared_ms)
-    local m = redis.call('HMGET', meta, 'e', 's', 't', 'c', 'r')
+    local m = redis.call('HMGET', meta, 'e', 's', 't', 'c', 'r', 'f', 'x')
     if m[1] then
         if m[5] == identity then
-            return m[1], tonumber(m[2]), m[3], tonumber(m[4]), true
+            return m[1], tonumber(m[2]), m[3], tonumber(m[4]), true, tonumber(m[6] or 0), tonumber(m[7] or 0)
         end
         if identity ~= '' then -- who asks may not know yet that this server is another one by now
             local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
@@ -164,16 +166,16 @@ local function top(meta, stream, shared, identity, random, shared_ms)
                 return nil
             end
         end
-        redis.call('HSET', meta, 'e', random, 's', 0, 't', '0', 'c', 0, 'r', identity)
+        redis.call('HSET', meta, 'e', random, 's', 0, 't', '0', 'c', 0, 'r', identity, 'f', 0, 'x', 0)
         redis.call('DEL', stream)
-        return random, 0, '0', 0, true
+        return random, 0, '0', 0, true, 0, 0
     end
     local seed = redis.call('GET', shared)
     if not seed then
         seed = random
         redis.call('SET', shared, seed, 'PX', shared_ms)
     end
-    return string.sub(redis.sha1hex(seed .. ':' .. identity), 1, 16), 0, '0', 0, false
+    return string.sub(redis.sha1hex(seed .. ':' .. identity), 1, 16), 0, '0', 0, false, 0, 0
 end
 
 local function now_ms()
@@ -197,31 +199,34 @@ if KEYS[5] then
 end
 local meta, stream = KEYS[1], KEYS[2]
 local tag, ttl_ms, most = ARGV[4], tonumber(ARGV[6]), tonumber(ARGV[7])
-local epoch, offset, _, bytes, known = top(meta, stream, KEYS[3], ARGV[1], ARGV[2], ARGV[3])
+local epoch, offset, _, bytes, known, first_bytes, first_ends = top(meta, stream, KEYS[3], ARGV[1], ARGV[2], ARGV[3])
 if not epoch then return redis.error_reply('STALE identity') end
 local now = now_ms()
 if not known then
     redis.call('DEL', stream) -- whose place was forgotten
 end
 offset = offset + 1
-local position = epoch .. ' ' .. string.format('%.0f', offset) .. ' ' .. tag
+local number = string.format('%.0f', offset)
+local position = epoch .. ' ' .. number .. ' ' .. tag
 local record = ARGV[11] .. position .. ' ' .. ARGV[12] .. '\\n' .. ARGV[13]
-local id = string.format('%.0f', offset) .. '-0'
-redis.call('XADD', stream, 'MAXLEN', ARGV[5], id, 'r', record, 'x', string.format('%.0f', now + ttl_ms), 'c',
-    string.format('%.0f', bytes))
+redis.call('XADD', stream, 'MAXLEN', ARGV[5], number .. '-0', 'r', record, 'x', string.format('%.0f', now + ttl_ms),
+    'c', string.format('%.0f', bytes))
 bytes = bytes + #record
-redis.call('HSET', meta, 'e', epoch, 's', string.format('%.0f', offset), 't', tag, 'c', string.format('%.0f', bytes),
-    'r', ARGV[1])
+redis.call('HSET', meta, 'e', epoch, 's', number, 't', tag, 'c', string.format('%.0f', bytes), 'r', ARGV[1])
 redis.call('PEXPIRE', meta, ARGV[8])
--- What has ended goes, a few at a time; what is too much goes at once.
-local removed = 0
-while true do
-    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-    if not first then break end
-    local too_much = bytes - tonumber(first[2][6]) > most
-    if not too_much and (removed >= 4 or tonumber(first[2][4]) > now) then break end
-    redis.call('XDEL', stream, first[1])
-    removed = removed + 1
+-- What has ended goes, a few at a time; what is too much goes at once. The oldest that was looked at may be gone by now,
+-- so this comes rather too early.
+if bytes - first_bytes > most or first_ends <= now then
+    local removed = 0
+    while true do
+        local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+        if not first then break end
+        first_bytes, first_ends = tonumber(first[2][6]), tonumber(first[2][4])
+        if bytes - first_bytes <= most and (removed >= 4 or first_ends > now) then break end
+        redis.call('XDEL', stream, first[1])
+        removed = removed + 1
+    end
+    redis.call('HSET', meta, 'f', string.format('%.0f', first_bytes), 'x', string.format('%.0f', first_ends))
 end
 redis.call('PEXPIRE', stream, ttl_ms)
 if KEYS[5] then
@@ -291,7 +296,7 @@ RESET = Script(
 -- KEYS meta, stream  ARGV identity, random, meta_ms, epoch, offset, tag
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 't')
 if m[1] and (m[1] ~= ARGV[4] or m[2] ~= ARGV[5] or m[3] ~= ARGV[6]) then return 0 end
-redis.call('HSET', KEYS[1], 'e', ARGV[2], 's', 0, 't', '0', 'c', 0, 'r', ARGV[1])
+redis.call('HSET', KEYS[1], 'e', ARGV[2], 's', 0, 't', '0', 'c', 0, 'r', ARGV[1], 'f', 0, 'x', 0)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('DEL', KEYS[2])
 return 1

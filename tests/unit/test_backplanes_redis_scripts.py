@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import time
 
 import pytest
@@ -142,6 +143,22 @@ class TestHistory:
         assert (top[1], kept, entries) == (11, 0, [])
         channel.publish(b"z", most_bytes=500)
         assert channel.payloads() == [b"z"]
+
+    def test_as_many_as_fit_stay_whatever_their_sizes(self, channel):
+        seed = random.randrange(1 << 32)
+        print("seed", seed)
+        dice = random.Random(seed)
+        sizes = []
+        for _ in range(400):
+            channel.publish(b"x" * dice.choice([0, 10, 100, 500, 900]), size=9, most_bytes=1_000)
+            kept = [len(fields[b"r"]) for _, fields in channel.client.xrange(channel.keys[1])]
+            sizes.append(kept[-1])
+            while len(sizes) > 9 or sum(sizes) > 1_000:
+                del sizes[0]
+            assert kept == sizes
+            if dice.random() < 0.02:
+                channel.client.delete(channel.keys[1])
+                sizes.clear()
 
     def test_messages_end_on_time_for_who_reads_and_a_few_with_each_publish(self, channel):
         for number in range(40):
