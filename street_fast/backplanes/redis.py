@@ -229,12 +229,10 @@ class RedisBackplane:
         packed = b"%b$%d\r\n%b%b\r\n" % (route.publish, len(head) + len(payload), head, payload)
         if command is None or not command.tell(channel, packed):
             self._leave_unsaid(channel)
-        if channel in self._interests.channels:
-            publication = Publication(payload, None, skip)
-            if self._keyed and channel in self._keyed:
-                self._keyed[channel].append(publication)
-            else:
-                self._following.deliver(channel, publication)
+        if self._keyed and channel in self._keyed:  # who subscribes until that is answered gets both
+            self._keyed[channel].append(Publication(payload, None, skip))
+        elif channel in self._interests.channels:
+            self._following.deliver(channel, Publication(payload, None, skip))
         return NOT_KEPT
 
     def signal(self, channel: str, payload: bytes) -> None:

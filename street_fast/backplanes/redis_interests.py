@@ -88,6 +88,8 @@ class RedisInterests:
             interest = self.channels[channel] = _Interest()
             self._unheard.add(channel)
             self._following.open(channel, history)
+            if history is None:  # what the bus brings before it carries the channel is of an earlier subscription
+                self._following.cut_off([channel])
             self.members.open(channel)
             self._channel_of[self._bus_names.of("b", channel)] = channel
             self._has_changed(channel)
@@ -243,10 +245,12 @@ class RedisInterests:
 
     def _begin(self, channel: str, interest: _Interest) -> None:
         server = self._servers.of(channel)
-        if interest.placing or server is None or server.command is None:
+        if interest.placing or server is None:
             return
         if self._following.history(channel) is None:
             self._begun(server, channel, interest, None, None)
+            return
+        if server.command is None:
             return
         place = self._following.place(channel)
         interest.placing = self._histories.ask_top(
