@@ -144,7 +144,7 @@ async def fake_realtime(**options: Any) -> AsyncIterator[FakeRealtime]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Waits for something that is about to happen."""
-    for _ in range(1_000):
+    for _ in range(4_000):
         if condition():
             return
         await asyncio.sleep(0.005)

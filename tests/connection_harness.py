@@ -303,7 +303,7 @@ class Peer:
 
     async def read(self) -> bool:
         """Reads what is there, or comes within 10 s; False at the end of the stream."""
-        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.socket, 65_536), 10)
+        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.socket, 65_536), 20)
         self.unread += data
         return bool(data)
 

@@ -238,8 +238,8 @@ async def settle() -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Waits for something that is about to happen; fails after five seconds."""
-    for _ in range(2_500):
+    """Waits for something that is about to happen; fails after twenty seconds."""
+    for _ in range(10_000):
         if condition():
             return
         await asyncio.sleep(0.002)
@@ -310,7 +310,7 @@ async def exchange(server: HttpServer, *pieces: bytes, pause: bool = False, end:
                 await asyncio.sleep(0.001)
         if end:
             writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), 20)
     finally:
         writer.close()
         with contextlib.suppress(OSError):

@@ -209,7 +209,7 @@ async def test_the_event_stream():
                 connection = re.search(r"connection=(\w+)", post)[1]
                 sent = await ask(play.realtime.port, post.replace(connection, play.bound["id", connection]))
                 assert (sent.status, await sent.body()) == (204, b"")
-            text = await asyncio.wait_for(stream.reader.readuntil(b"\n\n"), 10)
+            text = await asyncio.wait_for(stream.reader.readuntil(b"\n\n"), 20)
             got = dict(line.split(": ", 1) for line in text.decode().strip().splitlines())
             assert got.keys() == shown.keys()
             play.compare(message, json.loads(got["data"]), message["type"])

@@ -61,7 +61,7 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Realtime]]]:
 
     yield serve
     for realtime in started:
-        await asyncio.wait_for(realtime.close(), 10)
+        await asyncio.wait_for(realtime.close(), 20)
 
 
 def client(realtime: Realtime, **options: Any) -> RealtimeClient:
@@ -75,7 +75,7 @@ def cut_all(realtime: Realtime) -> None:
 
 
 async def next_of(subscription: Subscription[Any]) -> Any:
-    return (await asyncio.wait_for(subscription.__anext__(), 10)).data
+    return (await asyncio.wait_for(subscription.__anext__(), 20)).data
 
 
 def token_of(member: str, lasting_s: float = 60.0) -> str:
@@ -108,14 +108,14 @@ async def test_a_conversation(serve: Any) -> None:
                 assert ben.typing("room:1", True)
                 await until(lambda: {"memberId": "ben", "typing": True} in events)
                 published = await ben.publish("room:1", Say("hello"))
-                message = await asyncio.wait_for(heard.__anext__(), 5)
+                message = await asyncio.wait_for(heard.__anext__(), 20)
                 assert (message.data, message.from_member) == (Say("hello"), "ben")
                 assert (message.position, message.ts) == (published.position, published.ts)
                 again = await ben.publish("room:1", Say("once"), key="k")
                 assert (await ben.publish("room:1", Say("once"), key="k")).duplicate
                 assert await next_of(heard) == Say("once")
                 await realtime.publish("room:1", {"text": "from the server"})
-                message = await asyncio.wait_for(heard.__anext__(), 5)
+                message = await asyncio.wait_for(heard.__anext__(), 20)
                 assert (message.data, message.from_member) == (Say("from the server"), None)
                 page = await ada.history("room:1", limit=2, type=Say)
                 assert [message.data.text for message in page.messages] == ["once", "from the server"]

@@ -41,7 +41,7 @@ class Client:
 
     async def receive(self) -> dict[str, Any]:
         """The next event, without its time stamp."""
-        event = json.loads(await asyncio.wait_for(self.connection.recv(), 10))
+        event = json.loads(await asyncio.wait_for(self.connection.recv(), 20))
         event.pop("ts", None)
         return event
 
@@ -161,9 +161,9 @@ async def test_fastapi_chat(example):
 async def test_sse_ticker(example):
     reader, writer = await asyncio.open_connection("127.0.0.1", example.port)
     writer.write(b"GET /ticks HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
     assert b"content-type: text/event-stream" in head.lower()
-    event = await asyncio.wait_for(reader.readuntil(b"\n\n"), 10)
+    event = await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
     assert re.search(rb'event: tick\nid: \d+\ndata: \{"price":[\d.]+\}\n\n$', event)
     writer.close()
 
@@ -207,11 +207,11 @@ async def test_bot(start):
         async with connect_client(url) as ada:
             said = await ada.subscribe("room:1")
             await ada.publish("room:1", {"name": "ada", "text": "!who"})
-            answers = [(await asyncio.wait_for(anext(said), 10)).data for _ in range(2)]
+            answers = [(await asyncio.wait_for(anext(said), 20)).data for _ in range(2)]
             assert answers[1] == {"name": "bot", "text": "2 here, and I am one of them"}
             await ada.publish("room:1", {"no": "line"})
             await ada.publish("room:1", {"name": "ada", "text": "!time"})
-            answers = [(await asyncio.wait_for(anext(said), 10)).data for _ in range(3)]
+            answers = [(await asyncio.wait_for(anext(said), 20)).data for _ in range(3)]
             assert answers[2]["name"] == "bot"
     finally:
         bot.terminate()

@@ -172,7 +172,7 @@ async def test_a_blocked_peer_gets_whole_frames_in_order_once_it_reads() -> None
             read_into(client, received)
             await asyncio.sleep(0)
         assert received == expected
-        await asyncio.wait_for(drained, 5)
+        await asyncio.wait_for(drained, 20)
         await until(lambda: ws.bytes_buffered == 0)
         client.close()
 

@@ -44,7 +44,7 @@ async def running(limits=None, *, listen=False, **options):
         yield realtime
         assert is_empty(realtime)
     finally:
-        await asyncio.wait_for(realtime.close(), 5)
+        await asyncio.wait_for(realtime.close(), 20)
 
 
 def send(client, type_, **fields):
@@ -368,11 +368,11 @@ async def test_a_slow_client_recovers_over_a_real_socket_and_is_not_evicted():
                 await realtime.publish("room", [number, "y" * 1_000])
             got, seen = [], []
             while len(seen) < 20:
-                event = json.loads(await asyncio.wait_for(bystander.recv(), 5))
+                event = json.loads(await asyncio.wait_for(bystander.recv(), 20))
                 if event["type"] == "message":
                     seen.append(event["data"][0])
             while len(got) < 80:
-                event = json.loads(await asyncio.wait_for(slow.recv(), 5))
+                event = json.loads(await asyncio.wait_for(slow.recv(), 20))
                 if event["type"] == "reply":
                     assert event["data"]["recovered"] is True
                     got += [message["data"][0] for message in event["data"]["messages"]]
@@ -387,7 +387,7 @@ async def test_a_slow_client_recovers_over_a_real_socket_and_is_not_evicted():
                     break
                 await asyncio.sleep(0.01)
             await realtime.publish("room", ["live"])
-            assert json.loads(await asyncio.wait_for(slow.recv(), 5))["data"] == ["live"]
+            assert json.loads(await asyncio.wait_for(slow.recv(), 20))["data"] == ["live"]
         stats = realtime.stats()
         assert stats["loop"]["slow_consumers"] == 0
         assert stats["realtime"]["recovered"] == 1

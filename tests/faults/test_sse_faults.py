@@ -59,7 +59,7 @@ class Client:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1_000)
         lines = [f"Last-Event-ID: {self.last_event_id}"] if self.last_event_id else []
         self.writer.write(head("GET", f"/realtime/sse?{self.query}", *lines))
-        answer = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 5)
+        answer = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         self.chunked = b"chunked" in answer.lower()
         return self
@@ -100,10 +100,10 @@ class Client:
 
     async def until(self, condition: Any) -> None:
         while not condition(self):
-            assert await asyncio.wait_for(self.more(), 10), self.envelopes[-3:]
+            assert await asyncio.wait_for(self.more(), 20), self.envelopes[-3:]
 
     async def rest(self) -> None:
-        while await asyncio.wait_for(self.more(), 10):
+        while await asyncio.wait_for(self.more(), 20):
             pass
 
     def resume(self) -> Client:
@@ -119,7 +119,7 @@ async def post(port: int, path: str, body: Any, *lines: str) -> int:
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head("POST", path, f"Content-Length: {len(data)}", "Connection: close", *lines) + data)
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 20)
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
@@ -155,7 +155,7 @@ class Site:
         await http.listen(port=0)
         self.port = http.port
         yield
-        await asyncio.wait_for(http.close(), 10)
+        await asyncio.wait_for(http.close(), 20)
 
     @contextlib.asynccontextmanager
     async def _aiohttp(self) -> AsyncIterator[None]:
@@ -166,7 +166,7 @@ class Site:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.port = runner.addresses[0][1]
         yield
-        await asyncio.wait_for(runner.cleanup(), 10)
+        await asyncio.wait_for(runner.cleanup(), 20)
 
     @contextlib.asynccontextmanager
     async def _uvicorn(self) -> AsyncIterator[None]:
@@ -178,7 +178,7 @@ class Site:
         self.port = server.servers[0].sockets[0].getsockname()[1]
         yield
         server.should_exit = True
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 20)
 
     def client(self, *channels: str) -> Client:
         return Client(self.port, "&".join(f"channel={name}" for name in channels))
@@ -201,12 +201,12 @@ async def test_every_server_carries_all_of_it(kind: str) -> None:
             assert await post(site.port, "/realtime/publish", {"channel": "a", "data": 3}) == 401
             await ws.send('{"type":"publish","channel":"a","data":4}')
             await stream.until(lambda client: client.received == [1, 2, 4])
-            while json.loads(await asyncio.wait_for(ws.recv(), 5)).get("data") != 4:
+            while json.loads(await asyncio.wait_for(ws.recv(), 20)).get("data") != 4:
                 pass
         await stream.rest()
         assert stream.envelopes[-1]["type"] == "close"
         assert stream.envelopes[-1]["data"]["code"] == 1012
-        await asyncio.wait_for(ws.wait_closed(), 5)
+        await asyncio.wait_for(ws.wait_closed(), 20)
         assert ws.close_code == 1012
 
 
@@ -322,7 +322,7 @@ async def test_a_client_that_lies_about_everything() -> None:
             )
             reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
             writer.write(head(method, f"/realtime/{path}?{query}", *lines, "Connection: close") + body)
-            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
             assert answer.split()[1] in {b"200", b"400", b"401", b"403", b"404"}, answer
             writer.transport.abort()
         site.realtime.publish("a", "still here")

@@ -275,7 +275,7 @@ class TestBus:
         assert sink_a.payloads("c") == numbers(1, 6)
 
     async def test_a_loop_that_stands_still_is_not_cut_off(self, valkey, new_node):
-        valkey.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 512kb 1")
+        valkey.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 4mb 4mb 1")
         node, sink = await new_node(valkey.url, limits=Limits())
         await done(node.subscribe("c"))
         name = node._bus_names.of("b", "c").decode()
@@ -283,11 +283,11 @@ class TestBus:
             f"import redis, time, sys; c = redis.Redis(port={valkey.port}); p = c.pipeline(transaction=False)\n"
             f"for n in range(20_000):\n"
             f"  p.publish({name!r}, b'S1 m 0123456789abcdef -\\n%d ' % n + b'x' * 1_000)\n"
-            f"  if n % 200 == 199: p.execute(); time.sleep(0.01)\n"
+            f"  if n % 100 == 99: p.execute(); time.sleep(0.02)\n"
         )
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
         await until(lambda: bool(sink.log))
-        until_then = time.monotonic() + 2.0
+        until_then = time.monotonic() + 3.0
         while time.monotonic() < until_then:
             pass
         assert await process.wait() == 0

@@ -214,7 +214,7 @@ async def test_a_server_that_does_not_welcome(server: FakeRealtime) -> None:
     error = await refused(server.url, open_timeout_s=0.1)
     assert isinstance(error, CannotConnect)
     assert "did not welcome us (is it a Realtime?) within 0.1 s" in str(error)
-    await asyncio.wait_for((await server.connection()).closed, 5)
+    await asyncio.wait_for((await server.connection()).closed, 20)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ async def subscribed(rt: RealtimeClient, peer: Peer, channel: str = "chat", **op
 
 
 async def next_of(subscription: Subscription[Any]) -> Received[Any]:
-    return await asyncio.wait_for(subscription.__anext__(), 5)
+    return await asyncio.wait_for(subscription.__anext__(), 20)
 
 
 async def test_messages_have_the_type_that_was_asked_for(
@@ -852,12 +852,12 @@ async def test_a_server_that_falls_silent_is_left(server: FakeRealtime) -> None:
 
 
 async def test_a_connection_that_leads_to_nothing_is_given_up(server: FakeRealtime) -> None:
-    async with connected(server, open_timeout_s=0.3) as (rt, peer):
+    async with connected(server, open_timeout_s=1) as (rt, peer):
         server.welcome = False
         peer.ws.abort()
         silent = await server.connection()
         server.welcome = True
-        await asyncio.wait_for(silent.closed, 5)
+        await asyncio.wait_for(silent.closed, 20)
         await server.connection()
         await until(lambda: rt.state == "open")
 
@@ -1078,7 +1078,7 @@ async def test_close_while_it_connects(server: FakeRealtime) -> None:
     await client.close()
     with pytest.raises(ConnectionClosed):
         await opening
-    await asyncio.wait_for(peer.closed, 5)
+    await asyncio.wait_for(peer.closed, 20)
 
 
 async def test_close_from_a_handler(server: FakeRealtime) -> None:
@@ -1090,14 +1090,14 @@ async def test_close_from_a_handler(server: FakeRealtime) -> None:
         rt.subscribe("chat", handler)
         await peer.subscribe()
         peer.message("chat", 1)
-        assert await asyncio.wait_for(peer.closed, 5) == (1000, "")
+        assert await asyncio.wait_for(peer.closed, 20) == (1000, "")
 
 
 async def test_a_server_that_does_not_answer_the_close(server: FakeRealtime) -> None:
     rt = await connect(server.url, limits=Limits(close_timeout_s=0.1))
     peer = await server.connection()
     peer.ws.pause_reading()
-    await asyncio.wait_for(rt.close(), 5)
+    await asyncio.wait_for(rt.close(), 20)
     peer.ws.resume_reading()
     await peer.closed
 
@@ -1110,9 +1110,9 @@ async def test_a_close_that_is_cancelled_closes_at_once(server: FakeRealtime) ->
     await asyncio.sleep(0.01)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(closing, 5)
+        await asyncio.wait_for(closing, 20)
     peer.ws.resume_reading()
-    await asyncio.wait_for(peer.closed, 5)
+    await asyncio.wait_for(peer.closed, 20)
 
 
 @pytest.mark.parametrize("turns", range(0, 40, 3))
@@ -1137,7 +1137,7 @@ async def test_cancelled_at_any_moment(server: FakeRealtime, turns: int) -> None
         await asyncio.sleep(0)
     using.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(using, 5)
+        await asyncio.wait_for(using, 20)
     serving.cancel()
     await asyncio.wait({serving})
     await until(lambda: all(peer.closed.done() for peer in server.peers))

@@ -117,7 +117,7 @@ class TestRealSockets:
             for _ in range(20):
                 link.ws.send(b"into the void")
                 await asyncio.sleep(0)
-            await asyncio.wait_for(link.ws.wait_closed(), 5)
+            await asyncio.wait_for(link.ws.wait_closed(), 20)
             assert [code for code, _ in link.ends] == [1006]
             assert link.ws.send("a") is False
 
@@ -248,18 +248,18 @@ async def test_tls_carries_messages_of_any_size_both_ways(core, certificate):
         message = bytes(range(256)) * (size // 256 + 1)
         writer.write(frame(BINARY, message))
         echoed = frame(BINARY, message, mask=None)
-        assert await asyncio.wait_for(reader.readexactly(len(echoed)), 5) == echoed
+        assert await asyncio.wait_for(reader.readexactly(len(echoed)), 20) == echoed
     sent = b""
     for number in range(100):
         ws.send(bytes([number]) * 40_000)
         sent += frame(BINARY, bytes([number]) * 40_000, mask=None)
         await asyncio.sleep(0)
-    assert await asyncio.wait_for(reader.readexactly(len(sent)), 10) == sent
+    assert await asyncio.wait_for(reader.readexactly(len(sent)), 20) == sent
     await ws.drain()
     ws.close(1000, "bye")
-    assert await asyncio.wait_for(reader.readexactly(7), 5) == b"\x88\x05\x03\xe8bye"
+    assert await asyncio.wait_for(reader.readexactly(7), 20) == b"\x88\x05\x03\xe8bye"
     writer.write(frame(8, b"\x03\xe8"))
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), 20) == b""
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -173,7 +173,7 @@ async def talk(port: int, path: str) -> AsyncIterator[tuple[Callable[..., Any], 
     async with connect(f"ws://127.0.0.1:{port}{path}") as connection:
 
         async def receive() -> Any:
-            return json.loads(await asyncio.wait_for(connection.recv(), 10))
+            return json.loads(await asyncio.wait_for(connection.recv(), 20))
 
         async def send(**event: object) -> None:
             await connection.send(json.dumps(event))

@@ -345,7 +345,7 @@ async def test_what_cannot_be_cancelled_does_not_hold_up_the_end(make, monkeypat
 
     task = world.realtime.exchange.spawn(stubborn())
     await asyncio.sleep(0)
-    await asyncio.wait_for(world.realtime.close(), 5)
+    await asyncio.wait_for(world.realtime.close(), 20)
     assert not task.done()
     go_on.set()
     await task

@@ -498,7 +498,7 @@ class TestTyping:
         hub.join("room", "bob", bob)
         bob.on_deliver = lambda message: message.data["typing"] or ended.set()
         hub.set_typing("room", "ann", True, ann)
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 20)
         assert len(LoopContext.of().wheel) == 0
 
 

@@ -92,7 +92,7 @@ class Site:
         await server.listen(port=0)
         self.port = server.port
         yield
-        await asyncio.wait_for(server.close(), 5)
+        await asyncio.wait_for(server.close(), 20)
 
     @contextlib.asynccontextmanager
     async def _aiohttp(self) -> AsyncIterator[None]:
@@ -107,7 +107,7 @@ class Site:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.port = runner.addresses[0][1]
         yield
-        await asyncio.wait_for(runner.cleanup(), 5)
+        await asyncio.wait_for(runner.cleanup(), 20)
 
     @contextlib.asynccontextmanager
     async def _uvicorn(self) -> AsyncIterator[None]:
@@ -133,7 +133,7 @@ class Site:
         self.port = server.servers[0].sockets[0].getsockname()[1]
         yield
         server.should_exit = True
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, 20)
         assert server.server_state.connections == set()
 
     @contextlib.asynccontextmanager
@@ -150,7 +150,7 @@ class Site:
     async def ask(self, request: bytes, *methods: str) -> Any:
         """The answers until the server closes."""
         async with self.client(request) as client:
-            return parse(await asyncio.wait_for(client.reader.read(), 5), methods)
+            return parse(await asyncio.wait_for(client.reader.read(), 20), methods)
 
 
 class Client:
@@ -183,11 +183,11 @@ class Client:
     async def events(self, count: int) -> list[str]:
         """All events, once there are so many."""
         while len(self.source.events) < count:
-            assert await asyncio.wait_for(self.more(), 5)
+            assert await asyncio.wait_for(self.more(), 20)
         return [event.data for event in self.source.events]
 
     async def rest(self) -> list[str]:
-        while await asyncio.wait_for(self.more(), 5):
+        while await asyncio.wait_for(self.more(), 20):
             pass
         return await self.events(0)
 
@@ -225,7 +225,7 @@ async def test_a_body_that_is_too_big(site: Site, framing: str) -> None:
     async with site.serving():
         body = b"7d0\r\n" + b"x" * 2_000 + b"\r\n0\r\n\r\n" if "chunked" in framing else b"x" * 2_000
         async with site.client(head("POST", "/echo", framing) + body) as client:
-            answer = parse(await asyncio.wait_for(client.reader.read(), 5))[0]
+            answer = parse(await asyncio.wait_for(client.reader.read(), 20))[0]
         assert answer.status == 413
         assert answer.closes
 
@@ -276,7 +276,7 @@ async def test_a_stream_of_megabytes(site: Site) -> None:
 async def test_head_of_a_stream(site: Site) -> None:
     async with site.serving():
         async with site.client(head("HEAD", "/stream", CLOSE)) as client:
-            data = await asyncio.wait_for(client.reader.read(), 5)
+            data = await asyncio.wait_for(client.reader.read(), 20)
         assert b"text/event-stream" in data
         assert data.endswith(b"\r\n\r\n")
         assert site.streams[0].ended
@@ -296,7 +296,7 @@ async def test_a_client_that_leaves(site: Site, how: str) -> None:
             client.writer.write_eof()
         await until(lambda: stream.ended)
         if how == "half-close":
-            assert await asyncio.wait_for(client.reader.read(), 5) in (b"", b"0\r\n\r\n")
+            assert await asyncio.wait_for(client.reader.read(), 20) in (b"", b"0\r\n\r\n")
 
 
 async def test_a_client_that_does_not_read_is_cut_off(site: Site) -> None:
@@ -326,7 +326,7 @@ async def test_a_request_behind_a_stream_has_no_answer(site: Site, by: str) -> N
         (stream,) = site.streams
         if by == "server":
             stream.close()
-            data = await asyncio.wait_for(client.reader.read(), 5)
+            data = await asyncio.wait_for(client.reader.read(), 20)
             assert b"HTTP/1.1" not in data
         else:
             client.writer.close()

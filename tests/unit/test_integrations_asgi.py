@@ -61,7 +61,7 @@ class Exchange:
         self.inbox.put_nowait({"type": "http.disconnect"})
 
     async def answer(self) -> Response:
-        await asyncio.wait_for(self.running, 5)
+        await asyncio.wait_for(self.running, 20)
         start, *bodies = self.sent
         assert start["type"] == "http.response.start"
         assert [message["type"] for message in bodies] == ["http.response.body"] * len(bodies)
@@ -152,7 +152,7 @@ async def test_a_client_that_leaves_within_its_body():
     app = Front([("POST", "/route", echo)]).wrap(application)
     exchange = Exchange(app, "POST").body(b"x", more=True)
     exchange.disconnect()
-    await asyncio.wait_for(exchange.running, 5)
+    await asyncio.wait_for(exchange.running, 20)
     assert exchange.sent == []
 
 
@@ -247,7 +247,7 @@ async def test_a_client_that_leaves(streaming):
     exchange = Exchange(streaming.wrap(application)).body(b"")
     await settle()
     exchange.disconnect()
-    await asyncio.wait_for(exchange.running, 5)
+    await asyncio.wait_for(exchange.running, 20)
     assert streaming.made[0].ended
 
 
@@ -260,7 +260,7 @@ async def test_a_client_that_leaves_while_a_chunk_is_sent(streaming):
     exchange.disconnect()
     await settle()
     exchange.broken.set()  # as servers do then
-    await asyncio.wait_for(exchange.running, 5)
+    await asyncio.wait_for(exchange.running, 20)
     assert streaming.made[0].ended
 
 
@@ -316,7 +316,7 @@ async def test_a_stream_that_another_response_has(streaming):
 async def test_close_ends_the_streams(streaming):
     exchange = Exchange(streaming.wrap(application)).body(b"")
     await settle()
-    await asyncio.wait_for(streaming.close(), 5)
+    await asyncio.wait_for(streaming.close(), 20)
     await exchange.answer()
     assert [event.data for event in exchange.source.events] == ["early"]
 

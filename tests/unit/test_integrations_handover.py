@@ -109,7 +109,7 @@ async def test_closing_drains_the_server_and_waits_for_the_last_answer(
     await settle()
     assert (server.drained, closing.done()) == (1, False)
     wire.take(len(wire.unsent))
-    await asyncio.wait_for(closing, 5)
+    await asyncio.wait_for(closing, 20)
     assert parse(wire.taken)[0].status == 503
 
 

@@ -46,14 +46,14 @@ async def realtime():
     realtime.attach(HttpServer())
     await realtime.start()
     yield realtime
-    await asyncio.wait_for(realtime.close(), 5)
+    await asyncio.wait_for(realtime.close(), 20)
 
 
 async def ask(port: int, path: str, method: str = "GET") -> Any:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head(method, path, "Connection: close"))
     try:
-        return parse(await asyncio.wait_for(reader.read(), 5), [method])[0]
+        return parse(await asyncio.wait_for(reader.read(), 20), [method])[0]
     finally:
         writer.close()
         await writer.wait_closed()
@@ -91,7 +91,7 @@ async def test_the_three_paths_on_every_front(realtime: Realtime, kind: str) -> 
         await until(lambda: server.started or running.done())
         await check(server.servers[0].sockets[0].getsockname()[1])
         server.should_exit = True
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, 20)
 
 
 def families(text: bytes) -> list[Any]:

@@ -54,7 +54,7 @@ async def begin():
 
     yield begin
     for realtime in all_of_them:
-        await asyncio.wait_for(realtime.close(), 5)
+        await asyncio.wait_for(realtime.close(), 20)
         assert is_empty(realtime)
 
 

@@ -217,7 +217,7 @@ async def test_an_authorize_that_takes_too_long(site):
         return True
 
     site = await site(authorize=never, limits=Limits(login_timeout_s=0.01))
-    response = await asyncio.wait_for(site.get("channel=a&channel=b"), 5)
+    response = await asyncio.wait_for(site.get("channel=a&channel=b"), 20)
     assert site.refused(response) == (503, "unavailable")
     await settle()
     assert site.http.stream_count == 0
@@ -261,7 +261,7 @@ async def test_many_channels_do_not_wait_for_a_client_that_has_not_begun_to_read
         await site.realtime.publish(name, big)
     query = "&".join(f"channel={name}" for name in names)
     since = ";".join(f"{name}={position}" for name, position in first.items())
-    client = site.open(await asyncio.wait_for(site.get(query, ("Last-Event-ID", since)), 5))
+    client = site.open(await asyncio.wait_for(site.get(query, ("Last-Event-ID", since)), 20))
     for _ in range(40):
         await settle()
     subscribed = await client.take_type("subscribed")
@@ -539,7 +539,7 @@ async def test_drain_tells_everybody_when_to_come_back(site):
     limits = Limits(shutdown_batch=2, shutdown_batch_interval_s=0.001)
     site = await site(limits=limits)
     clients = [await site.client("channel=a") for _ in range(5)]
-    await asyncio.wait_for(site.http.drain(), 5)
+    await asyncio.wait_for(site.http.drain(), 20)
     for client in clients:
         (close,) = await client.take_type("close")
         assert close["data"]["code"] == 1012
@@ -557,9 +557,9 @@ async def test_drain_does_not_wait_for_who_is_being_let_in(site):
     site = await site(authorize=never, limits=Limits(abort_timeout_s=0.01))
     asking = asyncio.ensure_future(site.get("channel=a"))
     await settle()
-    await asyncio.wait_for(site.http.drain(), 5)
+    await asyncio.wait_for(site.http.drain(), 20)
     await settle()
-    response = await asyncio.wait_for(asking, 5)
+    response = await asyncio.wait_for(asking, 20)
     assert site.refused(response) == (503, "unavailable")
 
 
@@ -568,7 +568,7 @@ async def test_whose_token_is_checked_while_the_server_drains_is_told_to_come_ba
     site.realtime.auth.later = True
     asking = asyncio.ensure_future(site.get("token=ada&channel=a"))
     draining = asyncio.ensure_future(site.http.drain())
-    response = await asyncio.wait_for(asking, 5)
+    response = await asyncio.wait_for(asking, 20)
     await draining
     assert site.refused(response) == (503, "unavailable")
     assert "Retry-After" in dict(response.headers)
@@ -612,7 +612,7 @@ def test_over_http(on_loop):
             http, post("/realtime/publish", b'{"channel":"a","data":1}', "X-API-Key: a-key-of-some-length")
         )
         await realtime.close()
-        wire += await asyncio.wait_for(reader.read(), 5)
+        wire += await asyncio.wait_for(reader.read(), 20)
         writer.close()
         return wire, parse(sent + published)
 

@@ -587,7 +587,7 @@ async def served(realtime: Realtime, kind: str) -> AsyncIterator[int]:
         await until(lambda: server.started or running.done())
         yield server.servers[0].sockets[0].getsockname()[1]
         server.should_exit = True
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, 20)
 
 
 @pytest.mark.parametrize("kind", ["street_fast", "uvicorn", "aiohttp"])
@@ -597,7 +597,7 @@ async def test_over_http(kind):
         lines = [f"Content-Length: {len(body)}"] if body else []
         writer.write(head(method, f"/realtime/{path}", "Connection: close", f"X-API-Key: {key}", *lines) + body)
         try:
-            return parse(await asyncio.wait_for(reader.read(), 5), [method])[0]
+            return parse(await asyncio.wait_for(reader.read(), 20), [method])[0]
         finally:
             writer.close()
             await writer.wait_closed()

@@ -625,7 +625,7 @@ async def test_a_stream_in_chunks():
     await settle()
     stream.send("last")
     stream.close()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 20)
     assert [event.data for event in source.events] == ["early", "0", "1", "2", "last"]
     assert stream.ended
 
@@ -937,7 +937,7 @@ def test_a_stream_that_begins_while_the_server_closes(on_loop):
         closing = asyncio.ensure_future(server.close())
         await settle()
         release[0].set()
-        await asyncio.wait_for(closing, 5)
+        await asyncio.wait_for(closing, 20)
         return await asking
 
     wire = on_loop(main)

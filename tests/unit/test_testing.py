@@ -155,7 +155,7 @@ class TestLikeTcp:
         a.transport.writelines([b"two ", bytearray(b"three "), memoryview(b"four")])
         b.transport.write(b"back")
         assert b.data == b""  # not before a later turn of the loop
-        await asyncio.wait_for(until(lambda: len(b.data) == 18 and len(a.data) == 4), 5)
+        await asyncio.wait_for(until(lambda: len(b.data) == 18 and len(a.data) == 4), 20)
         assert (bytes(a.data), bytes(b.data)) == (b"back", b"one two three four")
 
     async def test_close_sends_the_rest_and_both_are_told_once(self, recorders):
@@ -166,7 +166,7 @@ class TestLikeTcp:
         a.transport.write(b"ignored")
         assert a.transport.is_closing()
         assert not any(isinstance(call, tuple) for call in a.calls)
-        await asyncio.wait_for(until(lambda: ("lost", type(None)) in b.calls), 5)
+        await asyncio.wait_for(until(lambda: ("lost", type(None)) in b.calls), 20)
         assert len(b.data) == 300_000
         assert b.calls == ["eof", ("lost", type(None))]
         assert a.calls[-1] == ("lost", type(None))
@@ -178,7 +178,7 @@ class TestLikeTcp:
         a.transport.abort()
         assert a.calls == []
         assert a.transport.is_closing()
-        await asyncio.wait_for(until(lambda: b.calls[-1:] == [("lost", type(None))]), 5)
+        await asyncio.wait_for(until(lambda: b.calls[-1:] == [("lost", type(None))]), 20)
         assert a.calls == [("lost", type(None))]
 
     async def test_half_close(self, recorders):
@@ -189,11 +189,11 @@ class TestLikeTcp:
         a.transport.write_eof()
         with pytest.raises(RuntimeError):
             a.transport.write(b"more")
-        await asyncio.wait_for(until(lambda: b.calls == ["eof"]), 5)
+        await asyncio.wait_for(until(lambda: b.calls == ["eof"]), 20)
         b.transport.write(b"answer")
-        await asyncio.wait_for(until(lambda: a.data == b"answer"), 5)
+        await asyncio.wait_for(until(lambda: a.data == b"answer"), 20)
         b.transport.close()
-        await asyncio.wait_for(until(lambda: ("lost", type(None)) in a.calls and b.calls[-1] != "eof"), 5)
+        await asyncio.wait_for(until(lambda: ("lost", type(None)) in a.calls and b.calls[-1] != "eof"), 20)
         assert b.calls == ["eof", ("lost", type(None))]
 
     async def test_backpressure(self, recorders):
@@ -212,7 +212,7 @@ class TestLikeTcp:
         await turns()
         assert a.calls == ["pause"]
         b.transport.resume_reading()
-        await asyncio.wait_for(until(lambda: len(b.data) == written), 5)
+        await asyncio.wait_for(until(lambda: len(b.data) == written), 20)
         assert a.calls == ["pause", "resume"]
         assert a.transport.get_write_buffer_size() == 0
 
@@ -235,7 +235,7 @@ class TestLikeTcp:
         a.transport.set_protocol(second)
         assert a.transport.get_protocol() is second
         b.transport.write(b"hello")
-        await asyncio.wait_for(until(lambda: second.data == b"hello"), 5)
+        await asyncio.wait_for(until(lambda: second.data == b"hello"), 20)
         assert a.data == b""
 
     async def test_names(self, recorders):
@@ -340,7 +340,7 @@ class TestMemoryPair:
         assert got == [("server", "hällo"), ("server", b"\0\1"), ("client", "hi")]
         assert pair.server.subprotocol == pair.client.subprotocol == "chat"
         pair.client.close(1000, "bye")
-        await asyncio.wait_for(asyncio.gather(pair.server.wait_closed(), pair.client.wait_closed()), 5)
+        await asyncio.wait_for(asyncio.gather(pair.server.wait_closed(), pair.client.wait_closed()), 20)
         assert (pair.server.close_code, pair.server.close_reason) == (1000, "bye")
 
     async def test_a_stalled_client_is_evicted(self):
@@ -355,7 +355,7 @@ class TestMemoryPair:
         assert pair.server.bytes_buffered > 0
         await turns()
         pair.client_transport.unstall()
-        await asyncio.wait_for(pair.client.wait_closed(), 5)
+        await asyncio.wait_for(pair.client.wait_closed(), 20)
         assert pair.client.close_code == 4008
 
     async def test_heartbeats_by_a_manual_clock(self):
@@ -453,7 +453,7 @@ class TestMemoryClient:
         with pytest.raises(asyncio.TimeoutError):
             async with memory_client(server, timeout_s=0.01):
                 pass
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), 20)
 
     async def test_subprotocols_and_bare_websockets(self):
         server = StreetWebSocketServer()
