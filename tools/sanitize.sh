@@ -25,7 +25,7 @@ done
 
 rm -rf build/sanitize
 mkdir -p build/sanitize
-cp -R setup.py pyproject.toml README.md LICENSE street_fast tests build/sanitize
+cp -R setup.py pyproject.toml README.md LICENSE docs street_fast tests build/sanitize
 cd build/sanitize
 rm -f street_fast/*.so
 STREET_FAST_SANITIZE=address,undefined python setup.py -q build_ext --inplace
