@@ -360,12 +360,14 @@ class Servers:
 
     async def _keep_commands(self, server: Server) -> None:
         tries = 0
-        while True:
+        while self._is_kept(server):
             server.command_ended.clear()
             try:
                 address = server.fixed or await self._find()
                 link, info = await self._connect(server, address)
             except Unavailable as error:
+                if not self._is_kept(server):
+                    return
                 self._report(server, error)
                 server._was_tried()
                 if self.clustered:
@@ -426,7 +428,7 @@ class Servers:
             if why:
                 raise Unavailable(f"{address} {why}")
             await asyncio.wait_for(asyncio.gather(*loaded), timeout_s)
-            if not link.up:  # it has ended with the last answer, and `ended` found it in nobody's hands
+            if not link.up or not self._is_kept(server):  # it has ended, and `ended` found it in nobody's hands
                 raise Unavailable(f"{address}: the connection has ended")
         except BaseException as error:
             link.close()
@@ -549,11 +551,14 @@ class Servers:
 
     async def _keep_topology(self) -> None:
         tries = vain = 0
-        while True:
+        while not self._closed:
             claimed = self._topology_changed.is_set()
             self._topology_changed.clear()
             try:
-                changed = self._use_topology(await self._ask_topology())
+                addresses = await self._ask_topology()
+                if self._closed:
+                    return
+                changed = self._use_topology(addresses)
                 # Who was asked may be the last one to hear of it.
                 vain = vain + 1 if claimed and not changed else 0
                 tries = 0
@@ -606,6 +611,12 @@ class Servers:
             first.bus.send(pack((self._subscribe_word, self.global_name)))
         self._hooks.moved(before, moved)
         return bool(moved)
+
+    def _is_kept(self, server: Server) -> bool:
+        """Whether it still is one of ours. That its tasks are cancelled may be lost: wait_for of Python 3.11 and older
+        swallows it if what it waits for is done in that moment.
+        """
+        return not self._closed and server in self.all
 
     def _drop(self, server: Server) -> None:
         self.all.remove(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import logging
 import ssl
 import time
@@ -12,12 +13,12 @@ import pytest
 
 from street_fast.backplanes import OutcomeUnknown, Unavailable
 from street_fast.backplanes.redis import RedisBackplane
-from street_fast.backplanes.redis_links import CommandLink
+from street_fast.backplanes.redis_links import CommandLink, Place
 from street_fast.backplanes.redis_scripts import SCRIPTS, partition_of
 from street_fast.errors import ConfigurationError
 from street_fast.limits import Limits
 from tests.brokers import Proxy, Valkey, ValkeyCluster, wait_until
-from tests.contract.bus import done
+from tests.contract.bus import Recorder, done
 from tests.contract.valkey import settle, until
 from tests.redis_harness import (  # noqa: F401 - fixtures
     LONG,
@@ -64,6 +65,24 @@ class TestConnecting:
     def test_an_option_that_makes_no_sense_is_refused(self, options):
         with pytest.raises(ConfigurationError, match=next(iter(options))):
             RedisBackplane("redis://localhost", **options)
+
+    @pytest.mark.parametrize("kind", ["single", "cluster"])
+    async def test_it_can_be_closed_in_the_moment_in_which_the_connection_is_there(self, valkey, monkeypatch, kind):
+        """wait_for of Python 3.11 and older does not hear of the cancellation then, and returns the connection."""
+        connect, begun = Place.connect, asyncio.Event()
+
+        async def deaf(self, *arguments, **options):
+            begun.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3_600)
+            return await connect(self, *arguments, **options)
+
+        monkeypatch.setattr(Place, "connect", deaf)
+        node = RedisBackplane(valkey.url.replace("redis:", "redis+cluster:") if kind == "cluster" else valkey.url)
+        starting = asyncio.ensure_future(node.start(Recorder()))
+        await begun.wait()
+        await asyncio.wait_for(node.close(), 20)
+        starting.cancel()
 
     async def test_a_link_that_ends_in_the_moment_in_which_it_is_ready_is_made_again(
         self, valkey, new_node, monkeypatch
