@@ -4,10 +4,10 @@
 names of a channel on one server. There are 128 partitions, whatever the number of servers. `Names` makes the names.
 
 **A channel with history** is two keys. ``m:`` is a hash: `e` epoch, `s` offset and `t` tag of the newest message, `r`
-the identity of the server that wrote it, `c` the bytes of all messages so far; `f` and `x` are `c` and `x` of the oldest
-message when it was looked at last, or 0. ``h:`` is a stream whose entry ``<offset>-0`` has `r`, the ready record (see
-``backplanes.records``), `x`, when it ends by the clock of Redis in milliseconds, and `c`, the bytes of all messages
-before it.
+the identity of the server that wrote it, `c` the bytes of all messages so far; `f` and `x` are `c` and `x` of the
+oldest message when it was looked at last, or 0. ``h:`` is a stream whose entry ``<offset>-0`` has `r`, the ready record
+(see ``backplanes.records``), `x`, when it ends by the clock of Redis in milliseconds, and `c`, the bytes of all
+messages before it.
 
 **Identity.** A server that was started anew, or promoted, may lack what was answered before; it cannot know. So what
 another identity wrote gets a new epoch when it is touched, and nobody is told that nothing is missing. An empty
@@ -214,8 +214,8 @@ redis.call('XADD', stream, 'MAXLEN', ARGV[5], number .. '-0', 'r', record, 'x', 
 bytes = bytes + #record
 redis.call('HSET', meta, 'e', epoch, 's', number, 't', tag, 'c', string.format('%.0f', bytes), 'r', ARGV[1])
 redis.call('PEXPIRE', meta, ARGV[8])
--- What has ended goes, a few at a time; what is too much goes at once. The oldest that was looked at may be gone by now,
--- so this comes rather too early.
+-- What has ended goes, a few at a time; what is too much goes at once. The oldest that was looked at may be gone by
+-- now, so this comes rather too early.
 if bytes - first_bytes > most or first_ends <= now then
     local removed = 0
     while true do
