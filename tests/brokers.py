@@ -280,6 +280,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = {"in": asyncio.Event(), "out": asyncio.Event()}
         self._dropped: set[str] = set()
         self._torn: set[asyncio.StreamWriter] = set()  # who lacks some bytes
@@ -343,7 +344,7 @@ class Proxy:
         for direction, flowing in self._flowing.items():
             (flowing.clear if direction in paused else flowing.set)()
         if self._server is None:
-            self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port, ssl=self._tls)
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
 
     async def _cut(self) -> None:
         if self._server is not None:
@@ -361,10 +362,16 @@ class Proxy:
                 task.cancel()
             await asyncio.wait(tasks)
         await asyncio.sleep(0)
+        self._writers.clear()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)  # at once: the task may be cancelled before it begins
+        task = self._loop.create_task(self._take(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = {writer}
-        self._writers.add(writer)
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             writers.add(server_writer)

@@ -448,11 +448,14 @@ class BusThread:
         ended = self._main.create_future()
 
         async def end() -> None:
-            await asyncio.gather(*(link.end() for link in [*self.links]))
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while True:  # a connection that is made in the moment in which that is cancelled is there at the next turn
+                await asyncio.gather(*(link.end() for link in [*self.links]))
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                if not tasks:
+                    break
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
             await asyncio.sleep(0)  # the transports are closed by then
             self.loop.stop()
             self._main.call_soon_threadsafe(ended.set_result, None)

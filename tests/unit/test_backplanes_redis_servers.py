@@ -174,7 +174,7 @@ class TestTls:
         with Proxy(valkey.port, certificate.server) as proxy:
             url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={authority}"
             (a, sink), (b, _) = await new_node(url), await new_node(url)
-            assert a.health().ok
+            await up(a, b)
             await done(a.subscribe("c", LONG))
             await publish(b, "c", 1, 3)
             await settle(a, b)
