@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0
 LIMITS = {"messageBytes": 65_536, "channels": 128, "messagesPerSecond": None, "messagesBurst": 40}
-_SERVER_LIMITS = Limits(abort_timeout_s=0.2, shutdown_timeout_s=2, shutdown_batch_interval_s=0.01, retry_hint_s=0.05)
+_SERVER_LIMITS = Limits(abort_timeout_s=2, shutdown_timeout_s=5, shutdown_batch_interval_s=0.01, retry_hint_s=0.05)
 
 
 class Peer:

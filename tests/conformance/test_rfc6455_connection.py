@@ -32,7 +32,7 @@ from tests.frames_harness import (
 
 pytestmark = pytest.mark.both_loops
 
-QUICK = Limits(close_timeout_s=0.2, abort_timeout_s=0.1)
+QUICK = Limits(close_timeout_s=0.2, abort_timeout_s=0.1)  # where the deadlines are what is tried
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -61,7 +61,7 @@ def is_open(descriptor: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def linked(core, limits=QUICK, **options):
+async def linked(core, limits=None, **options):
     async with connected(core, limits, **options) as link:
         link.descriptor = link.transport.get_extra_info("socket").fileno()
         yield link
@@ -251,13 +251,13 @@ class TestWeClose:
             assert await link.peer.frame() == (CLOSE, status(1000, "€" * 41))
 
     async def test_a_peer_that_never_answers_is_let_go(self, core):
-        async with linked(core) as link:
+        async with linked(core, QUICK) as link:
             link.ws.close()
             await released(link)
 
     async def test_a_peer_that_keeps_sending_does_not_keep_the_connection(self, core):
         """Frames do not extend the deadline of the closing handshake."""
-        async with linked(core) as link:
+        async with linked(core, QUICK) as link:
             link.ws.close()
             with contextlib.suppress(ConnectionError):
                 for i in range(500):
@@ -269,7 +269,7 @@ class TestWeClose:
             assert link.messages == []
 
     async def test_a_peer_that_sends_half_a_close_frame_is_let_go(self, core):
-        async with linked(core) as link:
+        async with linked(core, QUICK) as link:
             link.ws.close()
             await link.peer.send(close(1000)[:-1])
             await released(link)
@@ -355,13 +355,13 @@ class TestFail:
             assert (opcode, payload[:2]) == (CLOSE, status(1002))
 
     async def test_a_peer_that_stays_is_let_go(self, core):
-        async with linked(core) as link:
+        async with linked(core, QUICK) as link:
             await link.peer.send(b"\xff\xff")
             await released(link)
             assert link.ends[0][0] == 1002
 
     async def test_a_peer_that_keeps_sending_is_let_go(self, core):
-        async with linked(core) as link:
+        async with linked(core, QUICK) as link:
             with contextlib.suppress(ConnectionError):
                 for _ in range(500):
                     await link.peer.send(b"\xff" * 100)
@@ -418,7 +418,7 @@ class TestClientRole:
             link.peer.close()
             await released(link)
             assert link.ends == [(1000, "bye")]
-        async with linked(core, client=True) as link:
+        async with linked(core, QUICK, client=True) as link:
             await link.peer.send(close(1000, mask=None))
             await released(link)  # by the deadline
             assert link.ends == [(1000, "")]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LIMITS = Limits(
     write_soft_bytes=50_000,
     write_hard_bytes=200_000,
-    abort_timeout_s=0.3,
+    abort_timeout_s=1,
     shutdown_timeout_s=5,
     shutdown_batch_interval_s=0.01,
     history_bytes=100_000_000,
@@ -275,10 +275,9 @@ async def test_clients_that_vanish_at_any_moment_leave_nothing(kind: str, seed: 
             realtime.publish("a", "x" * 1_000)
             await asyncio.wait(coming)
         await until(lambda: realtime.session_count == 0 and not realtime.hub.channel_names())
-        assert realtime._http_side.stream_count == 0
-        assert realtime.server.other_connections == 0
+        await until(lambda: realtime._http_side.stream_count == realtime.server.other_connections == 0)
         await until(lambda: not realtime.exchange._tasks)
-        assert alive() - before == Counter()
+        await until(lambda: alive() - before == Counter())
 
 
 def alive() -> Counter[str]:

@@ -34,7 +34,7 @@ from tests.realtime_harness import Tokens, is_empty, world_fixture
 
 make = pytest.fixture(world_fixture)
 
-FAST = Limits(shutdown_timeout_s=2, shutdown_batch_interval_s=0.01, abort_timeout_s=0.2)
+FAST = Limits(shutdown_timeout_s=5, shutdown_batch_interval_s=0.01, abort_timeout_s=2)
 ADA = Member("ada", info={"name": "Ada"})
 
 

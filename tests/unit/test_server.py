@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MASK = b"\x01\x02\x03\x04"
 RETRY = re.compile(r"retry in ([0-9.]+) s$")
-FAST = Limits(shutdown_timeout_s=2, shutdown_batch_interval_s=0.01, abort_timeout_s=0.2)
+FAST = Limits(shutdown_timeout_s=5, shutdown_batch_interval_s=0.01, abort_timeout_s=2)
 
 
 @pytest.fixture
