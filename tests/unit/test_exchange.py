@@ -468,7 +468,7 @@ class TestSeveralNodes:
             b'{"type":"message","channel":"room","data":nonsense,"ts":1',
             b'{"type":"message","channel":"room","data":1,"ts":1}',
             b'{"type":5,"channel":"room","data":1,"ts":1',
-            b'{"type":"message","channel":"room","data":' + b"[" * 5_000 + b"]" * 5_000 + b',"ts":1',
+            b'{"type":"message","channel":"room","data":' + b"[" * 100_000 + b"]" * 100_000 + b',"ts":1',
         ],
     )
     async def test_what_is_not_from_a_realtime_does_not_reach_a_client(self, nodes, payload, caplog):
